@@ -1,0 +1,43 @@
+package steps
+
+import (
+	"context"
+
+	"ordersaga/domain"
+	"ordersaga/saga"
+)
+
+// StockTx is what a transaction offers the stock steps. Writes may be deferred to the commit.
+type StockTx interface {
+	// LockReservations reads the reservations of orders and locks them in sorted order; orders that have none are left out.
+	LockReservations(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Reservation, error)
+	// LockStock reads stock rows and locks them in sorted order; SKUs that have none are left out.
+	LockStock(ctx context.Context, skus []domain.SKU) (map[domain.SKU]*domain.Stock, error)
+	// InsertReservations inserts; a row that appeared meanwhile makes the transaction start over.
+	InsertReservations(ctx context.Context, rs []domain.Reservation) error
+	UpdateReservations(ctx context.Context, rs []domain.Reservation) error
+	// SaveStock stores the counts of locked rows, one statement for all.
+	SaveStock(ctx context.Context, stock []domain.Stock) error
+}
+
+// PaymentTx is what a transaction offers the payment steps.
+type PaymentTx interface {
+	// LockPayments reads the barrier rows of orders and locks them in sorted order. Every order is in the answer, with no steps if
+	// it has none.
+	LockPayments(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Payment, error)
+	// SavePayments stores the steps marked as changed. A step that should be new and appeared meanwhile makes the transaction start over.
+	SavePayments(ctx context.Context, ps []*domain.Payment) error
+	// SetAway reports that a dependency is away, or is back.
+	SetAway(ctx context.Context, dependency string, away bool) error
+}
+
+// Gateway is the payment gateway.
+type Gateway interface {
+	Do(ctx context.Context, r domain.PaymentRequest) (domain.PaymentOutcome, error)
+}
+
+// SagaTx is what a transaction offers the coordinator.
+type SagaTx = saga.Tx
+
+// Catalogue prices what producers ask for.
+type Catalogue = saga.Catalogue

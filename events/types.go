@@ -1,0 +1,227 @@
+package events
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"ordersaga/schemas/sagav1"
+)
+
+// Aliases of the generated internal messages, so that the rooms need not know where they are generated.
+type (
+	ReserveStock         = sagav1.ReserveStock
+	StockReserved        = sagav1.StockReserved
+	StockRejected        = sagav1.StockRejected
+	CommitStock          = sagav1.CommitStock
+	StockCommitted       = sagav1.StockCommitted
+	ReleaseStock         = sagav1.ReleaseStock
+	StockReleased        = sagav1.StockReleased
+	AuthorizePayment     = sagav1.AuthorizePayment
+	PaymentAuthorized    = sagav1.PaymentAuthorized
+	PaymentDeclined      = sagav1.PaymentDeclined
+	CapturePayment       = sagav1.CapturePayment
+	PaymentCaptured      = sagav1.PaymentCaptured
+	PaymentCaptureFailed = sagav1.PaymentCaptureFailed
+	ReversePayment       = sagav1.ReversePayment
+	PaymentReversed      = sagav1.PaymentReversed
+	StepStalled          = sagav1.StepStalled
+	StockLine            = sagav1.StockLine
+)
+
+// Name is the short name of a message type, as stored in the outbox and in dead letters: ReserveStock.
+type Name string
+
+// The message types.
+const (
+	TReserveStock         Name = "ReserveStock"
+	TStockReserved        Name = "StockReserved"
+	TStockRejected        Name = "StockRejected"
+	TCommitStock          Name = "CommitStock"
+	TStockCommitted       Name = "StockCommitted"
+	TReleaseStock         Name = "ReleaseStock"
+	TStockReleased        Name = "StockReleased"
+	TAuthorizePayment     Name = "AuthorizePayment"
+	TPaymentAuthorized    Name = "PaymentAuthorized"
+	TPaymentDeclined      Name = "PaymentDeclined"
+	TCapturePayment       Name = "CapturePayment"
+	TPaymentCaptured      Name = "PaymentCaptured"
+	TPaymentCaptureFailed Name = "PaymentCaptureFailed"
+	TReversePayment       Name = "ReversePayment"
+	TPaymentReversed      Name = "PaymentReversed"
+	TStepStalled          Name = "StepStalled"
+
+	TPlaceOrder     Name = "PlaceOrder"
+	TCancelOrder    Name = "CancelOrder"
+	TOrderPlaced    Name = "OrderPlaced"
+	TOrderConfirmed Name = "OrderConfirmed"
+	TOrderRejected  Name = "OrderRejected"
+	TOrderCancelled Name = "OrderCancelled"
+)
+
+// Topic is a topic's name without the prefix of the installation.
+type Topic string
+
+// The topics. The first two are public, see schemas/asyncapi.yaml.
+const (
+	TopicCommands     Topic = "orders.commands.v1"
+	TopicEvents       Topic = "orders.events.v1"
+	TopicStock        Topic = "saga.stock.v1"
+	TopicPayment      Topic = "saga.payment.v1"
+	TopicCompensation Topic = "saga.compensation.v1"
+	TopicReplies      Topic = "saga.replies.v1"
+)
+
+// Group is a consumer group's name without the prefix of the installation.
+type Group string
+
+// The consumer groups.
+const (
+	GroupStock               Group = "stock"
+	GroupPayment             Group = "payment"
+	GroupCompensationStock   Group = "compensation-stock"
+	GroupCompensationPayment Group = "compensation-payment"
+	GroupCoordinator         Group = "coordinator"
+	GroupOrderCommands       Group = "order-commands"
+)
+
+// Groups lists the groups with the topic that each reads.
+var Groups = []struct {
+	Group Group
+	Topic Topic
+}{
+	{GroupOrderCommands, TopicCommands},
+	{GroupStock, TopicStock},
+	{GroupPayment, TopicPayment},
+	{GroupCompensationStock, TopicCompensation},
+	{GroupCompensationPayment, TopicCompensation},
+	{GroupCoordinator, TopicReplies},
+}
+
+// Format is how a payload is written.
+type Format int8
+
+// The formats, by content-type.
+const (
+	JSON     Format = iota // application/json: the public topics
+	Protobuf               // application/protobuf: the internal topics; commands may come in it too
+)
+
+// ContentType is the header value for a format.
+func (f Format) ContentType() string {
+	if f == Protobuf {
+		return ContentProtobuf
+	}
+	return ContentJSON
+}
+
+// The content types on the wire. A record without the header is JSON.
+const (
+	ContentJSON     = "application/json"
+	ContentProtobuf = "application/protobuf"
+)
+
+// Type is a row of the table: all that follows from a message's type.
+type Type struct {
+	Name    Name
+	CE      string // ce_type on the wire
+	Topic   Topic
+	Group   Group  // who acts on it; empty: readers outside
+	Format  Format // how we write it
+	Endless bool   // no last attempt: it stays at the slowest retry tier and never becomes a dead letter for failing often
+	New     func() any
+}
+
+const (
+	ceSaga   = "ordersaga.saga.v1."
+	ceOrders = "ordersaga.orders.v1."
+)
+
+func internal[M any, P interface {
+	*M
+	proto.Message
+}](name Name, topic Topic, group Group, endless bool) Type {
+	return Type{Name: name, CE: ceSaga + string(name), Topic: topic, Group: group, Format: Protobuf, Endless: endless, New: func() any { return P(new(M)) }}
+}
+
+func public[M any](name Name, topic Topic, group Group) Type {
+	return Type{Name: name, CE: ceOrders + string(name), Topic: topic, Group: group, Format: JSON, New: func() any { return new(M) }}
+}
+
+// Types is the table.
+var Types = []Type{
+	public[PlaceOrder](TPlaceOrder, TopicCommands, GroupOrderCommands),
+	public[CancelOrder](TCancelOrder, TopicCommands, GroupOrderCommands),
+	public[OrderEvent](TOrderPlaced, TopicEvents, ""),
+	public[OrderEvent](TOrderConfirmed, TopicEvents, ""),
+	public[OrderEvent](TOrderRejected, TopicEvents, ""),
+	public[OrderEvent](TOrderCancelled, TopicEvents, ""),
+
+	internal[ReserveStock](TReserveStock, TopicStock, GroupStock, false),
+	internal[CommitStock](TCommitStock, TopicStock, GroupStock, true),
+	internal[AuthorizePayment](TAuthorizePayment, TopicPayment, GroupPayment, false),
+	internal[CapturePayment](TCapturePayment, TopicPayment, GroupPayment, false),
+	internal[ReleaseStock](TReleaseStock, TopicCompensation, GroupCompensationStock, true),
+	internal[ReversePayment](TReversePayment, TopicCompensation, GroupCompensationPayment, true),
+
+	internal[StockReserved](TStockReserved, TopicReplies, GroupCoordinator, true),
+	internal[StockRejected](TStockRejected, TopicReplies, GroupCoordinator, true),
+	internal[StockCommitted](TStockCommitted, TopicReplies, GroupCoordinator, true),
+	internal[StockReleased](TStockReleased, TopicReplies, GroupCoordinator, true),
+	internal[PaymentAuthorized](TPaymentAuthorized, TopicReplies, GroupCoordinator, true),
+	internal[PaymentDeclined](TPaymentDeclined, TopicReplies, GroupCoordinator, true),
+	internal[PaymentCaptured](TPaymentCaptured, TopicReplies, GroupCoordinator, true),
+	internal[PaymentCaptureFailed](TPaymentCaptureFailed, TopicReplies, GroupCoordinator, true),
+	internal[PaymentReversed](TPaymentReversed, TopicReplies, GroupCoordinator, true),
+	internal[StepStalled](TStepStalled, TopicReplies, GroupCoordinator, true),
+}
+
+var (
+	byName = map[Name]*Type{}
+	byCE   = map[string]*Type{}
+)
+
+func init() {
+	for i := range Types {
+		byName[Types[i].Name], byCE[Types[i].CE] = &Types[i], &Types[i]
+	}
+}
+
+// TypeOf finds a row by short name.
+func TypeOf(n Name) (*Type, bool) { t, ok := byName[n]; return t, ok }
+
+// TypeOfCE finds a row by ce_type.
+func TypeOfCE(ce string) (*Type, bool) { t, ok := byCE[ce]; return t, ok }
+
+// DefaultRetryDelays are the retry tiers, fastest first.
+var DefaultRetryDelays = []time.Duration{5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute}
+
+// RetryTopic is the topic where a group's records wait for d.
+func RetryTopic(g Group, d time.Duration) Topic { return Topic("retry." + string(g) + "." + tier(d)) }
+
+// DLQTopic is a group's dead-letter queue.
+func DLQTopic(g Group) Topic { return Topic("dlq." + string(g)) }
+
+// tier writes a delay as short as it goes: 5s, 2m, 1h, 250ms.
+func tier(d time.Duration) string {
+	switch {
+	case d >= time.Hour && d%time.Hour == 0:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d >= time.Minute && d%time.Minute == 0:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d >= time.Second && d%time.Second == 0:
+		return fmt.Sprintf("%ds", d/time.Second)
+	default:
+		return fmt.Sprintf("%dms", d.Milliseconds())
+	}
+}
+
+// Names puts the installation's prefix before topics and groups.
+type Names struct{ Prefix string }
+
+// Topic is a topic's name in Kafka.
+func (n Names) Topic(t Topic) string { return n.Prefix + string(t) }
+
+// Group is a group's name in Kafka.
+func (n Names) Group(g Group) string { return n.Prefix + string(g) }

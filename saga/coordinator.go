@@ -1,0 +1,233 @@
+package saga
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"ordersaga/domain"
+	"ordersaga/events"
+)
+
+// Fact is an input for one order's saga, with what caused it.
+type Fact struct {
+	Order domain.OrderID
+	Input Input
+	Cause uuid.UUID    // id of the message; zero for a person or the clock
+	Trace events.Trace // of the message: what is emitted for it continues it
+	Actor string
+}
+
+// Coordinator feeds batches of facts to the machine. It starts no goroutine and keeps no state.
+type Coordinator struct {
+	Defs *Definitions
+	Now  Clock // for the expiry of commands and the ids of messages
+}
+
+// Advanced is what became of one Fact.
+type Advanced struct {
+	Out     []events.Envelope // to be emitted in the same transaction, in order
+	State   State             // after it
+	Changed bool
+	Err     error // no such saga, or a fact that can't be meant for it: poison
+}
+
+// impossibleError is an input that no repetition will make possible.
+type impossibleError struct {
+	msg   string
+	cause error
+}
+
+func (e *impossibleError) Error() string { return e.msg }
+func (e *impossibleError) Unwrap() error { return e.cause }
+func (e *impossibleError) Poison() bool  { return true }
+
+// ErrNoSaga says that an order has no saga.
+var ErrNoSaga = errors.New("no such saga")
+
+// Advance applies facts in order, several for one order too, and saves what changed: one read, a few multi-row writes.
+func (c *Coordinator) Advance(ctx context.Context, tx Tx, facts []Fact) ([]Advanced, error) {
+	ids := make([]domain.OrderID, len(facts))
+	for i := range facts {
+		ids[i] = facts[i].Order
+	}
+	slices.SortFunc(ids, domain.OrderID.Compare)
+	ids = slices.Compact(ids)
+	sagas, err := tx.LockSagas(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	reissued, err := c.ordersFor(ctx, tx, facts)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Advanced, len(facts))
+	changes := make(map[domain.OrderID]*Change, len(ids))
+	history := make([]HistoryEntry, 0, len(facts))
+	for i := range facts {
+		f := &facts[i]
+		in := sagas[f.Order]
+		if in == nil {
+			out[i].Err = &impossibleError{fmt.Sprintf("there is no saga of order %s: was its database restored to an earlier time?", f.Order), ErrNoSaga}
+			continue
+		}
+		def, err := c.Defs.Of(in.State.Definition, in.State.DefVersion)
+		if err != nil {
+			out[i].Err = err
+			continue
+		}
+		o, err := def.Step(in.State, f.Input)
+		if err != nil {
+			out[i].Err = &impossibleError{err.Error(), err}
+			continue
+		}
+		out[i].State = o.State
+		if !o.Changed {
+			continue
+		}
+		out[i].Changed = true
+		note(changes, in, o)
+		in.State = o.State
+		out[i].Out = c.messages(def, in, reissued[f.Order], o, f.Trace, "")
+		history = append(history, entry(in, f))
+	}
+	if len(changes) == 0 {
+		return out, nil
+	}
+	save := make([]Change, 0, len(changes))
+	for _, id := range ids {
+		if ch := changes[id]; ch != nil {
+			save = append(save, *ch)
+		}
+	}
+	if err := tx.SaveSagas(ctx, save); err != nil {
+		return nil, err
+	}
+	return out, tx.AppendHistory(ctx, history)
+}
+
+// ordersFor loads what first-wave commands are made of, for the one input that makes them anew.
+func (c *Coordinator) ordersFor(ctx context.Context, tx Tx, facts []Fact) (map[domain.OrderID]*domain.Order, error) {
+	var ids []domain.OrderID
+	for i := range facts {
+		if facts[i].Input.Kind == OperatorRetry {
+			ids = append(ids, facts[i].Order)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, nil //nolint:nilnil // an empty map
+	}
+	return tx.LoadOrders(ctx, ids)
+}
+
+func entry(in *Instance, f *Fact) HistoryEntry {
+	return HistoryEntry{
+		Order: in.Order, Version: in.State.Version, Cause: f.Cause, Input: f.Input,
+		Phase: in.State.Phase, Status: in.State.Status, Actor: f.Actor,
+	}
+}
+
+// note merges the changes that one batch makes to one saga: the last state, the last word on the deadline.
+func note(changes map[domain.OrderID]*Change, in *Instance, o Output) {
+	ch := changes[in.Order]
+	if ch == nil {
+		ch = &Change{Instance: in}
+		changes[in.Order] = ch
+	}
+	if o.State.Status != in.State.Status || o.State.Sequence != in.State.Sequence {
+		ch.OrderChanged = true
+	}
+	if o.Timer.Change {
+		ch.Timer = o.Timer
+	}
+	ch.Ended = o.State.Phase.Ended()
+}
+
+// messages makes the commands and public events of a decision. order is given when it was just placed, else nil.
+func (c *Coordinator) messages(def *Definition, in *Instance, order *domain.Order, o Output, tr events.Trace, detail string) []events.Envelope {
+	out := make([]events.Envelope, 0, len(o.Commands)+len(o.Facts))
+	seq := o.State.Sequence - int32(len(o.Facts)) //nolint:gosec // a handful at most
+	for _, n := range o.Facts {
+		seq++
+		out = append(out, events.Envelope{
+			ID: events.NewID(), Type: n, OrderID: uuid.UUID(in.Order), Sequence: seq, Trace: tr,
+			Data: publicEvent(n, in, order, seq, detail),
+		})
+	}
+	for _, n := range o.Commands {
+		out = append(out, events.Envelope{
+			ID: events.NewID(), Type: n, OrderID: uuid.UUID(in.Order), Trace: tr,
+			Data: c.command(def, n, in, order),
+		})
+	}
+	return out
+}
+
+func publicEvent(n events.Name, in *Instance, order *domain.Order, seq int32, detail string) *events.OrderEvent {
+	e := &events.OrderEvent{
+		OrderID: in.Order.String(), Sequence: seq, Status: string(in.State.Status), Reason: string(in.State.Reason),
+		TotalMinor: in.Total.Minor, Currency: in.Total.Currency,
+	}
+	if n != events.TOrderPlaced {
+		e.Detail = detail
+		return e
+	}
+	e.Status, e.Reason = string(domain.Pending), "" // also when the same decision went further
+	if order != nil {
+		e.CustomerID, e.PaymentMethod = order.CustomerID, order.PaymentMethod
+		e.Items = make([]events.OrderItem, len(order.Lines))
+		for i := range order.Lines {
+			l := &order.Lines[i]
+			e.Items[i] = events.OrderItem{SKU: string(l.SKU), Quantity: l.Quantity, UnitPriceMinor: &l.UnitPrice}
+		}
+	}
+	return e
+}
+
+func (c *Coordinator) command(def *Definition, n events.Name, in *Instance, order *domain.Order) any {
+	switch n {
+	case events.TReserveStock:
+		return &events.ReserveStock{Lines: stockLines(order), ExpiresAtMs: c.expiry(def)}
+	case events.TAuthorizePayment:
+		return &events.AuthorizePayment{
+			AmountMinor: in.Total.Minor, Currency: in.Total.Currency,
+			PaymentMethod: paymentMethod(order), ExpiresAtMs: c.expiry(def),
+		}
+	case events.TCapturePayment:
+		return &events.CapturePayment{AmountMinor: in.Total.Minor, Currency: in.Total.Currency, ExpiresAtMs: c.expiry(def)}
+	default: // the rest have empty bodies
+		t, ok := events.TypeOf(n)
+		if !ok {
+			panic("saga: definition names a command that the table of events does not have: " + string(n))
+		}
+		return t.New()
+	}
+}
+
+// expiry bounds how late a forward command may still act. It is generous: the saga's own deadline, which starts no later, is what
+// decides; this only keeps a command that lay about for hours from calling a gateway for an order that was undone long ago.
+func (c *Coordinator) expiry(def *Definition) int64 {
+	return c.Now().Add(def.Limits.Forward + time.Minute).UnixMilli()
+}
+
+func stockLines(o *domain.Order) []*events.StockLine {
+	if o == nil {
+		return nil
+	}
+	out := make([]*events.StockLine, len(o.Lines))
+	for i := range o.Lines {
+		out[i] = &events.StockLine{Sku: string(o.Lines[i].SKU), Quantity: o.Lines[i].Quantity}
+	}
+	return out
+}
+
+func paymentMethod(o *domain.Order) string {
+	if o == nil {
+		return ""
+	}
+	return o.PaymentMethod
+}

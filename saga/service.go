@@ -1,0 +1,201 @@
+package saga
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"ordersaga/domain"
+	"ordersaga/events"
+)
+
+// Service holds the use cases that own their transaction: cancel, expire, resolve.
+type Service[T Tx] struct {
+	DB    Store[T]
+	Coord *Coordinator
+}
+
+// Cancel asks that an order does not end confirmed. A *CancelResult with CancelAccepted is a promise.
+func (s *Service[T]) Cancel(ctx context.Context, r CancelRequest) (CancelResult, error) {
+	var res CancelResult
+	err := s.DB.InTx(ctx, func(ctx context.Context, tx T) error {
+		out, err := s.Coord.Cancel(ctx, tx, []CancelRequest{r})
+		if err != nil {
+			return err
+		}
+		if res = out[0]; res.Err != nil {
+			return res.Err
+		}
+		if r.Actor != "" {
+			err = tx.Audit(ctx, []AuditEntry{{Actor: r.Actor, Action: "order.cancel", Target: r.Order.String(), Note: clip(r.Reason)}})
+			if err != nil {
+				return err
+			}
+		}
+		return tx.Emit(ctx, res.Out)
+	})
+	return res, err
+}
+
+// PaymentGateway is the name under which the payment gateway is reported as away.
+const PaymentGateway = "payment gateway"
+
+// ExpireDue feeds DeadlineExpired to up to limit sagas whose deadline has passed, and answers how many there were. While the payment
+// gateway is known to be away, a saga that waits for it is held instead: its customer did nothing wrong.
+func (s *Service[T]) ExpireDue(ctx context.Context, limit int) (int, error) {
+	n := 0
+	err := s.DB.InTx(ctx, func(ctx context.Context, tx T) error {
+		ids, err := tx.DueSagas(ctx, limit)
+		if n = len(ids); err != nil || n == 0 {
+			return err
+		}
+		away, err := tx.Away(ctx)
+		if err != nil {
+			return err
+		}
+		sagas, err := tx.LockSagas(ctx, ids)
+		if err != nil {
+			return err
+		}
+		facts := make([]Fact, 0, len(ids))
+		for _, id := range ids {
+			if in := sagas[id]; in != nil {
+				facts = append(facts, Fact{Order: id, Input: s.deadline(in, away)})
+			}
+		}
+		return s.advance(ctx, tx, facts)
+	})
+	return n, err
+}
+
+func (s *Service[T]) deadline(in *Instance, away map[string]bool) Input {
+	if away[PaymentGateway] && in.State.Phase == Running && in.State.Status == domain.Pending && !in.State.Cancel {
+		def, err := s.Coord.Defs.Of(in.State.Definition, in.State.DefVersion)
+		if err == nil && slices.ContainsFunc(def.Waits(in.State), func(w string) bool {
+			i := def.step(w)
+			return i >= 0 && def.Steps[i].Participant == PaymentParticipant
+		}) {
+			return Input{Kind: DeadlineHeld, Reason: PaymentGateway + " is away"}
+		}
+	}
+	return Input{Kind: DeadlineExpired}
+}
+
+func (s *Service[T]) advance(ctx context.Context, tx T, facts []Fact) error {
+	adv, err := s.Coord.Advance(ctx, tx, facts)
+	if err != nil {
+		return err
+	}
+	var out []events.Envelope
+	for i := range adv {
+		if adv[i].Err != nil {
+			return adv[i].Err
+		}
+		out = append(out, adv[i].Out...)
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return tx.Emit(ctx, out)
+}
+
+// Decision is what an operator decides about a saga.
+type Decision struct {
+	Order domain.OrderID
+	Kind  DecisionKind
+	Name  string // MarkDone: the step or participant that the operator vouches for
+	Note  string
+	Actor string
+}
+
+// DecisionKind is a kind of operator's decision.
+type DecisionKind string
+
+// The decisions.
+const (
+	Retry    DecisionKind = "retry"     // command again what is outstanding, under new message ids
+	MarkDone DecisionKind = "mark_done" // what is outstanding was done by hand
+	Take     DecisionKind = "take"      // the operator looks after it
+)
+
+// Resolve applies an operator's decision and records it. It answers the state after it; unchanged says that the decision did not
+// fit the saga's state. The error wraps ErrNoSaga if there is no such saga.
+func (s *Service[T]) Resolve(ctx context.Context, d Decision) (state State, changed bool, err error) {
+	err = s.DB.InTx(ctx, func(ctx context.Context, tx T) error {
+		sagas, err := tx.LockSagas(ctx, []domain.OrderID{d.Order})
+		if err != nil {
+			return err
+		}
+		in := sagas[d.Order]
+		if in == nil {
+			return fmt.Errorf("order %s: %w", d.Order, ErrNoSaga)
+		}
+		input, err := s.decision(in, d)
+		if err != nil {
+			return err
+		}
+		adv, err := s.Coord.Advance(ctx, tx, []Fact{{Order: d.Order, Actor: d.Actor, Input: input}})
+		if err != nil {
+			return err
+		}
+		if adv[0].Err != nil {
+			return adv[0].Err
+		}
+		state, changed = adv[0].State, adv[0].Changed
+		if !changed {
+			return nil
+		}
+		err = tx.Audit(ctx, []AuditEntry{{Actor: d.Actor, Action: "saga.resolve." + string(d.Kind), Target: d.Order.String(), Note: clip(d.Note), Detail: fmt.Sprintf(`{"name":%q}`, d.Name)}})
+		if err != nil || len(adv[0].Out) == 0 {
+			return err
+		}
+		return tx.Emit(ctx, adv[0].Out)
+	})
+	return state, changed, err
+}
+
+func (s *Service[T]) decision(in *Instance, d Decision) (Input, error) {
+	switch d.Kind {
+	case Retry:
+		return Input{Kind: OperatorRetry, Reason: clip(d.Note)}, nil
+	case Take:
+		return Input{Kind: OperatorTook, Owner: d.Actor, Reason: clip(d.Note)}, nil
+	case MarkDone:
+		def, err := s.Coord.Defs.Of(in.State.Definition, in.State.DefVersion)
+		if err != nil {
+			return Input{}, err
+		}
+		if def.step(d.Name) >= 0 {
+			return Input{Kind: StepDone, Name: d.Name, Reason: clip(d.Note)}, nil
+		}
+		if def.undo(Participant(d.Name)) >= 0 {
+			return Input{Kind: UndoDone, Name: d.Name, Reason: clip(d.Note)}, nil
+		}
+		return Input{}, &domain.Refusal{Reason: domain.Invalid, Field: "/name", Detail: fmt.Sprintf("the saga has no step or participant %q", d.Name)}
+	}
+	return Input{}, &domain.Refusal{Reason: domain.Invalid, Field: "/decision", Detail: fmt.Sprintf("unknown decision %q: retry, mark_done or take", d.Kind)}
+}
+
+// Sweep runs ExpireDue every interval until ctx ends; a full batch is followed by the next at once. report hears of errors.
+func (s *Service[T]) Sweep(ctx context.Context, every time.Duration, report func(error)) error {
+	const batch = 500
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		for ctx.Err() == nil {
+			n, err := s.ExpireDue(ctx, batch)
+			if err != nil && ctx.Err() == nil {
+				report(fmt.Errorf("sweep of deadlines: %w", err))
+			}
+			if err != nil || n < batch {
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,16 @@
+// Package schemas holds the contracts: Protobuf for the internal topics and for producers who prefer it, OpenAPI for the HTTP
+// intake, AsyncAPI with JSON Schema for the public topics. It owns their compatibility: a change that breaks a reader fails
+// `make verify`. The generated message code lives in sagav1 and ordersv1.
+package schemas
+
+import _ "embed" // the contracts are served and checked from the binary itself
+
+// OpenAPI is openapi.yaml, as served at /openapi.yaml.
+//
+//go:embed openapi.yaml
+var OpenAPI []byte
+
+// AsyncAPI is asyncapi.yaml, as served at /asyncapi.yaml.
+//
+//go:embed asyncapi.yaml
+var AsyncAPI []byte
