@@ -1,0 +1,126 @@
+// Command ordersaga is the order saga: the service, its tools for operators, and a complete trial version of both in one process.
+//
+//	ordersaga dev      everything in one process, nothing to install
+//	ordersaga serve    the service, against your Kafka, Postgres and payment gateway
+//
+// One file a subcommand; what they share is in internal. Results go to standard output, progress and logs to standard error. The exit
+// status is 0 when all is done, 1 when some item failed, 2 when the command was not understood.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit statuses.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// Main is the program as a function: tests run the real thing with it.
+func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errs)
+	err := root.ExecuteContext(ctx)
+	var failed *failedError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &failed):
+		if failed.msg != "" {
+			fmt.Fprintln(errs, "ordersaga: "+failed.msg)
+		}
+		return exitFailed
+	case isUsage(err):
+		fmt.Fprintf(errs, "ordersaga: %v\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(errs, "ordersaga: %v\n", err)
+		return exitFailed
+	}
+}
+
+// failedError ends a command that has said what failed already, or says it in msg.
+type failedError struct{ msg string }
+
+func (e *failedError) Error() string { return e.msg }
+
+// usageError is a command line that cannot be carried out as it stands.
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// isUsage knows cobra's own complaints by their words: it has no types for them.
+func isUsage(err error) bool {
+	var u *usageError
+	if errors.As(err, &u) {
+		return true
+	}
+	return slices.ContainsFunc([]string{"unknown command", "unknown flag", "unknown shorthand", "accepts ", "requires ", "required flag", "invalid argument", "flag needs"},
+		func(s string) bool { return strings.Contains(err.Error(), s) })
+}
+
+// globals are the flags that every command has.
+type globals struct {
+	output string
+	config string
+	set    []string
+	url    string
+	token  string
+}
+
+func newRoot() *cobra.Command {
+	g := &globals{}
+	root := &cobra.Command{
+		Use:           "ordersaga",
+		Short:         "An event-driven order saga on Kafka and Postgres",
+		Long:          "ordersaga takes in orders, reserves stock, takes the payment and confirms, or undoes all of it.\nTry it with nothing installed: ordersaga dev",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if !slices.Contains([]string{"text", "json", "jsonl"}, g.output) {
+				return usagef("--output is text, json or jsonl, not %q", g.output)
+			}
+			return nil
+		},
+	}
+	p := root.PersistentFlags()
+	p.StringVarP(&g.output, "output", "o", "text", "format of the result: text, json or jsonl")
+	p.StringVar(&g.config, "config", os.Getenv("ORDERSAGA_CONFIG"), "configuration file (YAML); also ORDERSAGA_CONFIG")
+	p.StringArrayVar(&g.set, "set", nil, "a setting, such as --set kafka.topic_prefix=test_ (may be repeated)")
+	p.StringVar(&g.url, "url", envOr("ORDERSAGA_URL", "http://127.0.0.1:8080"), "the service, for orders, sagas and dlq; also ORDERSAGA_URL")
+	p.StringVar(&g.token, "token", os.Getenv("ORDERSAGA_TOKEN"), "bearer token for the service; also ORDERSAGA_TOKEN")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "jsonl"}, cobra.ShellCompDirectiveNoFileComp))
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.AddCommand(commands(g)...)
+	return root
+}
+
+func envOr(key, def string) string {
+	if v := os.Getenv(key); v != "" {
+		return v
+	}
+	return def
+}
