@@ -21,6 +21,14 @@ type Delivery struct {
 	First   time.Time // when it first failed; zero if it has not
 }
 
+// The classes of dead letters.
+const (
+	ClassPoison    = "poison"    // undecodable, impossible, or refused by the database
+	ClassExhausted = "exhausted" // failed in every tier
+	ClassTooLarge  = "too_large" // its retry copy, or the message itself, is above the broker's limit
+	ClassReused    = "id_reused" // its id was used before, for another payload
+)
+
 // Place is where a record lies in Kafka.
 type Place struct {
 	Topic     events.Topic
@@ -57,12 +65,16 @@ const (
 	InboxDiscarded InboxState = "discarded"
 )
 
-// InboxRow is the state of one message in one group. A delivery acts only if there is no row or the row's ticket is its own.
+// InboxRow is the state of one message in one group. A delivery acts only if there is no row, or the row waits for a copy and its
+// ticket is the delivery's.
 type InboxRow struct {
 	MessageID uuid.UUID
 	State     InboxState
 	Ticket    int64
 	Hash      int64 // of the payload: the same identity with another payload is never dropped in silence
+	// New says that Inbox found no such row in this transaction. Two owners of a partition (a zombie and its successor) both see no
+	// row of a message: the second insert must not pass for the first one's.
+	New bool
 }
 
 // DeadLetter is a record that an operator has to decide about.
@@ -71,10 +83,10 @@ type DeadLetter struct {
 	Group       events.Group
 	MessageID   uuid.UUID
 	Origin      Place
-	Type        string    // short name, or the ce_type as it came if that is unknown
+	Type        string    // short name, or the ce_type as it came (cleaned, at most 200 bytes) if that is unknown
 	OrderID     uuid.UUID // zero if it cannot be told
 	Status      DeadStatus
-	Class       string // poison, exhausted, too_large
+	Class       string // see the Class constants
 	Error       string // one line, cleaned of control characters, at most 1,000 bytes
 	Fingerprint string // the same for the same cause: class + type + error without its numbers and ids
 	Attempts    int
@@ -103,7 +115,8 @@ const (
 type Tx interface {
 	// Inbox reads the rows that exist of the given messages, locked in sorted order.
 	Inbox(ctx context.Context, group events.Group, ids []uuid.UUID) (map[uuid.UUID]InboxRow, error)
-	// SaveInbox inserts or replaces rows.
+	// SaveInbox inserts the rows that are New, and replaces the others, which Inbox has locked. A New one that appeared meanwhile
+	// makes the transaction start over.
 	SaveInbox(ctx context.Context, group events.Group, rows []InboxRow) error
 	// SaveDeadLetters inserts dead letters; one of the same group and message that is there already is opened again instead, with its
 	// id kept, its attempts and last failure brought up to date.
