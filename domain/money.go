@@ -34,10 +34,12 @@ func (m Money) Add(o Money) (Money, error) {
 
 // Times multiplies an amount by a quantity.
 func (m Money) Times(n int64) (Money, error) {
-	if n != 0 && (m.Minor*n)/n != m.Minor {
+	p := m.Minor * n
+	// The smallest integer times -1 is itself again, so dividing back would not notice.
+	if n != 0 && (p/n != m.Minor || n == -1 && m.Minor == math.MinInt64) {
 		return Money{}, ErrOverflow
 	}
-	return Money{Minor: m.Minor * n, Currency: m.Currency}, nil
+	return Money{Minor: p, Currency: m.Currency}, nil
 }
 
 // ValidCurrency reports whether c has the shape of an ISO 4217 code. Whether anybody sells in it is the catalogue's to say.

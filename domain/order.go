@@ -2,6 +2,7 @@ package domain
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -218,6 +219,9 @@ func (d *Draft) Price(products map[SKU]Product) (*Order, *Refusal) {
 		if !ok {
 			return nil, &Refusal{Reason: UnknownProduct, Field: fmt.Sprintf("/items/%d/sku", i), Detail: fmt.Sprintf("the catalogue has no product %q", it.SKU)}
 		}
+		if p.UnitPrice.Minor < 0 { // would lower what the other lines cost
+			return nil, invalid(fmt.Sprintf("/items/%d/sku", i), "product %q has the price %d in the catalogue: correct the product", it.SKU, p.UnitPrice.Minor)
+		}
 		if p.UnitPrice.Currency != d.Currency {
 			return nil, invalid("/currency", "product %q is sold in %s, the order is in %s", it.SKU, p.UnitPrice.Currency, d.Currency)
 		}
@@ -239,6 +243,6 @@ func (d *Draft) Price(products map[SKU]Product) (*Order, *Refusal) {
 	if o.Total.Minor < 1 {
 		return nil, invalid("/items", "the total is zero: there is nothing to charge")
 	}
-	slices.SortFunc(o.Lines, func(a, b Line) int { return bytes.Compare([]byte(a.SKU), []byte(b.SKU)) })
+	slices.SortFunc(o.Lines, func(a, b Line) int { return cmp.Compare(a.SKU, b.SKU) })
 	return o, nil
 }

@@ -1,8 +1,10 @@
 package domain
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Stock is what there is of a product. OnHand = Available + Reserved, always; none is ever negative.
@@ -41,9 +43,29 @@ type Reservation struct {
 // ErrNoReservation says that stock should be committed that was never reserved, or was released: a message out of place.
 var ErrNoReservation = errors.New("there is no reservation to commit")
 
+// CheckLines answers the lines sorted by SKU, or why they can't be reserved: a line without pieces or one that is there twice would
+// turn a reservation into a gift.
+func CheckLines(lines []Line) ([]Line, error) {
+	if len(lines) == 0 || len(lines) > MaxLines {
+		return nil, fmt.Errorf("a reservation has %d lines, not 1 to %d", len(lines), MaxLines)
+	}
+	lines = slices.SortedFunc(slices.Values(lines), func(a, b Line) int { return cmp.Compare(a.SKU, b.SKU) })
+	for i, l := range lines {
+		switch {
+		case l.SKU == "":
+			return nil, errors.New("a line of a reservation has no sku")
+		case l.Quantity < 1 || l.Quantity > MaxQuantity:
+			return nil, fmt.Errorf("quantity %d of product %q is not between 1 and %d", l.Quantity, l.SKU, MaxQuantity)
+		case i > 0 && lines[i-1].SKU == l.SKU:
+			return nil, fmt.Errorf("product %q is there twice in one reservation", l.SKU)
+		}
+	}
+	return lines, nil
+}
+
 // Reserve answers the reservation of the lines and takes them out of stock, all or none. prior is the order's reservation if there is
 // one: a repeat answers as the first did, and after an undo the answer is a rejection. stock must hold every SKU that is known.
-// changed says that the reservation (and perhaps the stock) is to be stored.
+// changed says that the reservation (and perhaps the stock) is to be stored. The lines have passed CheckLines.
 func Reserve(prior *Reservation, order OrderID, lines []Line, stock map[SKU]*Stock) (r Reservation, changed bool) {
 	if prior != nil {
 		return *prior, false

@@ -16,10 +16,17 @@ import (
 // Fact is an input for one order's saga, with what caused it.
 type Fact struct {
 	Order domain.OrderID
-	Input Input
+	Input Input        // where Reply is nil
+	Reply *Reply       // translated with the definition that the saga runs under
 	Cause uuid.UUID    // id of the message; zero for a person or the clock
 	Trace events.Trace // of the message: what is emitted for it continues it
 	Actor string
+}
+
+// Reply is a participant's answer as it came.
+type Reply struct {
+	Type events.Name
+	Data any
 }
 
 // Coordinator feeds batches of facts to the machine. It starts no goroutine and keeps no state.
@@ -71,29 +78,26 @@ func (c *Coordinator) Advance(ctx context.Context, tx Tx, facts []Fact) ([]Advan
 	for i := range facts {
 		f := &facts[i]
 		in := sagas[f.Order]
-		if in == nil {
-			out[i].Err = &impossibleError{fmt.Sprintf("there is no saga of order %s: was its database restored to an earlier time?", f.Order), ErrNoSaga}
-			continue
-		}
-		def, err := c.Defs.Of(in.State.Definition, in.State.DefVersion)
+		def, input, o, err := c.decide(in, f)
 		if err != nil {
 			out[i].Err = err
-			continue
-		}
-		o, err := def.Step(in.State, f.Input)
-		if err != nil {
-			out[i].Err = &impossibleError{err.Error(), err}
 			continue
 		}
 		out[i].State = o.State
 		if !o.Changed {
 			continue
 		}
+		order := reissued[f.Order]
+		if order == nil && slices.ContainsFunc(o.Commands, madeOfOrder) {
+			out[i].State = in.State
+			out[i].Err = fmt.Errorf("order %s is not there to command it again", f.Order)
+			continue
+		}
 		out[i].Changed = true
 		note(changes, in, o)
 		in.State = o.State
-		out[i].Out = c.messages(def, in, reissued[f.Order], o, f.Trace, "")
-		history = append(history, entry(in, f))
+		out[i].Out = c.messages(def, in, order, o, f.Trace, "")
+		history = append(history, entry(in, f, input))
 	}
 	if len(changes) == 0 {
 		return out, nil
@@ -110,6 +114,36 @@ func (c *Coordinator) Advance(ctx context.Context, tx Tx, facts []Fact) ([]Advan
 	return out, tx.AppendHistory(ctx, history)
 }
 
+// decide feeds one fact to the machine, by the definition that the saga runs under.
+func (c *Coordinator) decide(in *Instance, f *Fact) (*Definition, Input, Output, error) {
+	if in == nil {
+		return nil, Input{}, Output{}, &impossibleError{
+			fmt.Sprintf("there is no saga of order %s: was its database restored to an earlier time?", f.Order), ErrNoSaga,
+		}
+	}
+	def, err := c.Defs.Of(in.State.Definition, in.State.DefVersion)
+	if err != nil {
+		return nil, Input{}, Output{}, err
+	}
+	input := f.Input
+	if f.Reply != nil {
+		var ok bool
+		if input, ok = def.InputOf(f.Reply.Type, f.Reply.Data); !ok {
+			return nil, Input{}, Output{}, &impossibleError{msg: fmt.Sprintf("%s is no reply that a saga of definition %s v%d waits for", f.Reply.Type, def.Name, def.Version)}
+		}
+	}
+	o, err := def.Step(in.State, input)
+	if err != nil {
+		return nil, Input{}, Output{}, &impossibleError{err.Error(), err}
+	}
+	return def, input, o, nil
+}
+
+// madeOfOrder reports a command whose body holds more than the saga itself remembers.
+func madeOfOrder(n events.Name) bool {
+	return n == events.TReserveStock || n == events.TAuthorizePayment
+}
+
 // ordersFor loads what first-wave commands are made of, for the one input that makes them anew.
 func (c *Coordinator) ordersFor(ctx context.Context, tx Tx, facts []Fact) (map[domain.OrderID]*domain.Order, error) {
 	var ids []domain.OrderID
@@ -124,9 +158,9 @@ func (c *Coordinator) ordersFor(ctx context.Context, tx Tx, facts []Fact) (map[d
 	return tx.LoadOrders(ctx, ids)
 }
 
-func entry(in *Instance, f *Fact) HistoryEntry {
+func entry(in *Instance, f *Fact, input Input) HistoryEntry {
 	return HistoryEntry{
-		Order: in.Order, Version: in.State.Version, Cause: f.Cause, Input: f.Input,
+		Order: in.Order, Version: in.State.Version, Cause: f.Cause, Input: input,
 		Phase: in.State.Phase, Status: in.State.Status, Actor: f.Actor,
 	}
 }
@@ -195,7 +229,7 @@ func (c *Coordinator) command(def *Definition, n events.Name, in *Instance, orde
 	case events.TAuthorizePayment:
 		return &events.AuthorizePayment{
 			AmountMinor: in.Total.Minor, Currency: in.Total.Currency,
-			PaymentMethod: paymentMethod(order), ExpiresAtMs: c.expiry(def),
+			PaymentMethod: order.PaymentMethod, ExpiresAtMs: c.expiry(def),
 		}
 	case events.TCapturePayment:
 		return &events.CapturePayment{AmountMinor: in.Total.Minor, Currency: in.Total.Currency, ExpiresAtMs: c.expiry(def)}
@@ -215,19 +249,9 @@ func (c *Coordinator) expiry(def *Definition) int64 {
 }
 
 func stockLines(o *domain.Order) []*events.StockLine {
-	if o == nil {
-		return nil
-	}
 	out := make([]*events.StockLine, len(o.Lines))
 	for i := range o.Lines {
 		out[i] = &events.StockLine{Sku: string(o.Lines[i].SKU), Quantity: o.Lines[i].Quantity}
 	}
 	return out
-}
-
-func paymentMethod(o *domain.Order) string {
-	if o == nil {
-		return ""
-	}
-	return o.PaymentMethod
 }

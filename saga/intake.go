@@ -1,7 +1,7 @@
 package saga
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,9 +65,10 @@ type Intake[T Tx] struct {
 	cfg       IntakeConfig
 	admit     func() error // nil or *OverloadedError
 
-	queue chan *submission
-	done  chan struct{}
-	wg    sync.WaitGroup
+	queue   chan *submission
+	closing chan struct{} // Run was told to stop: nothing more is taken
+	stopped chan struct{} // the workers are gone: what is not answered by now never will be
+	wg      sync.WaitGroup
 }
 
 type submission struct {
@@ -81,7 +82,7 @@ type submission struct {
 
 // NewIntake makes an Intake; Run starts it. admit is asked before each submission and may be nil.
 func NewIntake[T Tx](db Store[T], coord *Coordinator, catalogue Catalogue, cfg IntakeConfig, admit func() error) *Intake[T] {
-	return &Intake[T]{db: db, coord: coord, catalogue: catalogue, cfg: cfg, admit: admit, queue: make(chan *submission, cfg.Queue), done: make(chan struct{})}
+	return &Intake[T]{db: db, coord: coord, catalogue: catalogue, cfg: cfg, admit: admit, queue: make(chan *submission, cfg.Queue), closing: make(chan struct{}), stopped: make(chan struct{})}
 }
 
 // Run commits what Submit queues until ctx ends, then what is queued still, and returns.
@@ -90,14 +91,22 @@ func (in *Intake[T]) Run(ctx context.Context) error {
 		in.wg.Go(func() { in.work(ctx) })
 	}
 	<-ctx.Done()
-	close(in.done)
+	close(in.closing)
 	in.wg.Wait()
+	close(in.stopped)
 	return nil
 }
+
+var errStopping = &OverloadedError{Why: "shutting down", After: time.Second}
 
 // Submit places an order, or answers what was stored under its key. When ctx ends first the order may still be placed: the caller
 // asks again with the same key.
 func (in *Intake[T]) Submit(ctx context.Context, s *Submission) (Accepted, error) {
+	select {
+	case <-in.closing:
+		return Accepted{}, errStopping
+	default:
+	}
 	if in.admit != nil {
 		if err := in.admit(); err != nil {
 			return Accepted{}, err
@@ -123,14 +132,12 @@ func (in *Intake[T]) Submit(ctx context.Context, s *Submission) (Accepted, error
 	select {
 	case <-q.ready:
 		return q.res, q.err
-	case <-in.done:
+	case <-in.stopped:
 		select {
 		case <-q.ready:
 			return q.res, q.err
-		case <-ctx.Done():
-			return Accepted{}, ctx.Err()
-		case <-time.After(time.Second):
-			return Accepted{}, &OverloadedError{Why: "shutting down", After: time.Second}
+		default:
+			return Accepted{}, errStopping
 		}
 	case <-ctx.Done():
 		return Accepted{}, ctx.Err()
@@ -195,25 +202,27 @@ func (in *Intake[T]) commit(ctx context.Context, batch []*submission) {
 	defer cancel()
 	// Sorted by key: two processes that meet on keys take them in one order.
 	slices.SortStableFunc(batch, func(a, b *submission) int {
-		if c := bytes.Compare([]byte(a.Caller), []byte(b.Caller)); c != 0 {
-			return c
-		}
-		return bytes.Compare([]byte(a.Key), []byte(b.Key))
+		return cmp.Or(cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Key, b.Key))
 	})
-	err := in.db.InTx(ctx, func(ctx context.Context, tx T) error { return in.place(ctx, tx, batch) })
-	if d := dataError(err); d && len(batch) > 1 { // one of them is at fault: each for itself
-		for _, q := range batch {
-			q.err = in.db.InTx(ctx, func(ctx context.Context, tx T) error { return in.place(ctx, tx, []*submission{q}) })
-			close(q.ready)
+	if err := in.try(ctx, batch); dataError(err) && len(batch) > 1 { // one of them is at fault: each for itself
+		for i := range batch {
+			_ = in.try(ctx, batch[i:i+1]) // each submission has its error
 		}
-		return
 	}
 	for _, q := range batch {
-		if err != nil {
-			q.err = err
-		}
 		close(q.ready)
 	}
+}
+
+// try places the batch in one transaction; its failure is the answer to all of them.
+func (in *Intake[T]) try(ctx context.Context, batch []*submission) error {
+	err := in.db.InTx(ctx, func(ctx context.Context, tx T) error { return in.place(ctx, tx, batch) })
+	if err != nil {
+		for _, q := range batch {
+			q.res, q.err = Accepted{}, err
+		}
+	}
+	return err
 }
 
 func dataError(err error) bool {

@@ -1,6 +1,7 @@
 package saga
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -52,7 +53,8 @@ func HashDraft(d *domain.Draft) int64 {
 	return int64(binary.BigEndian.Uint64(h[:8])) //nolint:gosec // bits, not a number
 }
 
-// RefusedOrder is what is stored of an order that could not be priced: enough to show why it ended.
+// RefusedOrder is what is stored of an order that could not be priced: enough to show why it ended. It keeps what every stored order
+// keeps: lines sorted by SKU, each once, with a quantity that an order may have.
 func RefusedOrder(d *domain.Draft, r *domain.Refusal) *domain.Order {
 	o := &domain.Order{
 		ID: d.ID, CustomerID: clip(d.CustomerID), PaymentMethod: clip(d.PaymentMethod), Status: domain.Rejected, Reason: r.Reason,
@@ -61,11 +63,15 @@ func RefusedOrder(d *domain.Draft, r *domain.Refusal) *domain.Order {
 	if domain.ValidCurrency(d.Currency) {
 		o.Total.Currency = d.Currency
 	}
-	for i, it := range d.Items {
-		if i == domain.MaxLines {
-			break
+	for _, it := range d.Items {
+		l := domain.Line{SKU: domain.SKU(clip(string(it.SKU))), Quantity: it.Quantity}
+		if l.SKU != it.SKU || it.Quantity < 1 || it.Quantity > domain.MaxQuantity || len(o.Lines) == domain.MaxLines {
+			continue // no order can have it; the refusal says so
 		}
-		o.Lines = append(o.Lines, domain.Line{SKU: domain.SKU(clip(string(it.SKU))), Quantity: it.Quantity})
+		at, twice := slices.BinarySearchFunc(o.Lines, l, func(a, b domain.Line) int { return cmp.Compare(a.SKU, b.SKU) })
+		if l.SKU != "" && !twice {
+			o.Lines = slices.Insert(o.Lines, at, l)
+		}
 	}
 	return o
 }
@@ -152,7 +158,7 @@ func (c *Coordinator) placement(r *PlaceRequest, buried bool) (Placement, Histor
 	r.Order.Status, r.Order.Reason, r.Order.Sequence = o.State.Status, o.State.Reason, o.State.Sequence
 	inst := &Instance{Order: r.Order.ID, Total: r.Order.Total, State: o.State}
 	return Placement{Order: r.Order, Hash: r.Hash, State: o.State, Timer: o.Timer},
-		entry(inst, &Fact{Input: in, Cause: r.Cause}),
+		entry(inst, &Fact{Cause: r.Cause}, in),
 		c.messages(def, inst, r.Order, o, r.Trace, detail), nil
 }
 

@@ -2,6 +2,7 @@ package saga
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -43,9 +44,11 @@ const PaymentGateway = "payment gateway"
 
 // ExpireDue feeds DeadlineExpired to up to limit sagas whose deadline has passed, and answers how many there were. While the payment
 // gateway is known to be away, a saga that waits for it is held instead: its customer did nothing wrong.
-func (s *Service[T]) ExpireDue(ctx context.Context, limit int) (int, error) {
-	n := 0
-	err := s.DB.InTx(ctx, func(ctx context.Context, tx T) error {
+//
+// A saga that can't be advanced by this build does not keep the others waiting: it is left as it was and the error tells of it.
+func (s *Service[T]) ExpireDue(ctx context.Context, limit int) (n int, err error) {
+	var failed error
+	err = s.DB.InTx(ctx, func(ctx context.Context, tx T) error {
 		ids, err := tx.DueSagas(ctx, limit)
 		if n = len(ids); err != nil || n == 0 {
 			return err
@@ -64,9 +67,10 @@ func (s *Service[T]) ExpireDue(ctx context.Context, limit int) (int, error) {
 				facts = append(facts, Fact{Order: id, Input: s.deadline(in, away)})
 			}
 		}
-		return s.advance(ctx, tx, facts)
+		failed, err = s.advance(ctx, tx, facts)
+		return err
 	})
-	return n, err
+	return n, errors.Join(err, failed)
 }
 
 func (s *Service[T]) deadline(in *Instance, away map[string]bool) Input {
@@ -82,22 +86,23 @@ func (s *Service[T]) deadline(in *Instance, away map[string]bool) Input {
 	return Input{Kind: DeadlineExpired}
 }
 
-func (s *Service[T]) advance(ctx context.Context, tx T, facts []Fact) error {
+// advance feeds facts and emits what follows. failed joins the errors of single sagas; err fails the transaction.
+func (s *Service[T]) advance(ctx context.Context, tx T, facts []Fact) (failed, err error) {
 	adv, err := s.Coord.Advance(ctx, tx, facts)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var out []events.Envelope
 	for i := range adv {
 		if adv[i].Err != nil {
-			return adv[i].Err
+			failed = errors.Join(failed, fmt.Errorf("order %s: %w", facts[i].Order, adv[i].Err))
 		}
 		out = append(out, adv[i].Out...)
 	}
 	if len(out) == 0 {
-		return nil
+		return failed, nil
 	}
-	return tx.Emit(ctx, out)
+	return failed, tx.Emit(ctx, out)
 }
 
 // Decision is what an operator decides about a saga.
