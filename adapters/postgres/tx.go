@@ -1,0 +1,210 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// View is the database through one pool. It satisfies saga.Store[*Tx] and consumers.Store[*Tx].
+type View struct {
+	db   *DB
+	pool *pgxpool.Pool
+}
+
+// Bounds of starting over: full jitter between 0 and a limit that doubles (F24).
+const (
+	maxAttempts = 12
+	firstPause  = 2 * time.Millisecond
+	maxPause    = 250 * time.Millisecond
+)
+
+// InTx runs fn in a transaction and commits if fn answers nil. On a serialisation failure, a deadlock or a row that appeared
+// meanwhile everything starts over, fn included, up to maxAttempts times. fn must do nothing outside tx that it would not repeat.
+func (v *View) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {
+	pause := firstPause
+	for attempt := 1; ; attempt++ {
+		err := v.once(ctx, fn)
+		if err == nil || attempt == maxAttempts || !retryable(err) {
+			return err
+		}
+		t := time.NewTimer(rand.N(pause)) //nolint:gosec // jitter
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		case <-t.C:
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+func (v *View) once(parent context.Context, fn func(ctx context.Context, tx *Tx) error) error {
+	ctx, cancel := context.WithTimeoutCause(parent, v.db.cfg.TxTimeout, errTimeout)
+	defer cancel()
+	tx := &Tx{db: v.db, pool: v.pool}
+	defer tx.release(ctx)
+	if err := fn(ctx, tx); err != nil {
+		return err
+	}
+	if err := tx.commit(ctx); err != nil {
+		return err
+	}
+	if tx.emitted {
+		v.db.wake()
+	}
+	return nil
+}
+
+// Tx is one transaction. It takes its connection with the first statement that must go, and is not safe for concurrent use.
+type Tx struct {
+	db      *DB
+	pool    *pgxpool.Pool
+	conn    *pgxpool.Conn
+	queued  []statement
+	open    bool  // begin was sent
+	emitted bool  // the outbox got rows: the relay is woken after the commit
+	err     error // the first failure: the transaction is lost, and every later call says so
+}
+
+type statement struct {
+	name string
+	sql  string
+	args []any
+}
+
+// queue adds a statement that answers nothing. It goes with the next read or with the commit.
+func (t *Tx) queue(name, sql string, args ...any) {
+	t.queued = append(t.queued, statement{name, sql, args})
+}
+
+// query sends everything queued and this statement in one round trip; scan is called for each row.
+func (t *Tx) query(ctx context.Context, name, sql string, args []any, scan func(pgx.Rows) error) error {
+	t.queue(name, sql, args...)
+	return t.send(ctx, false, scan)
+}
+
+// flush sends what is queued without waiting for the commit, so that an error shows here. Rarely needed.
+func (t *Tx) flush(ctx context.Context) error {
+	if len(t.queued) == 0 {
+		return t.err
+	}
+	return t.send(ctx, false, nil)
+}
+
+func (t *Tx) commit(ctx context.Context) error {
+	if t.err != nil {
+		return t.err
+	}
+	if len(t.queued) == 0 && !t.open {
+		return nil
+	}
+	return t.send(ctx, true, nil)
+}
+
+const (
+	nameBegin  = "begin"
+	nameCommit = "commit"
+)
+
+// send is one round trip. A transaction that only wrote is one pipeline, which the server runs as one transaction without being told
+// begin and commit; any other is opened with its first statements and closed with its last.
+func (t *Tx) send(ctx context.Context, commit bool, scan func(pgx.Rows) error) error {
+	if t.err != nil {
+		return t.err
+	}
+	if t.err = t.sendOnce(ctx, commit, scan); t.err == nil {
+		t.queued = t.queued[:0]
+		t.open = !commit
+	}
+	return t.err
+}
+
+func (t *Tx) sendOnce(ctx context.Context, commit bool, scan func(pgx.Rows) error) error {
+	if t.conn == nil {
+		c, err := t.db.acquire(ctx, t.pool)
+		if err != nil {
+			return err
+		}
+		t.conn = c
+	}
+	list := make([]statement, 0, len(t.queued)+2)
+	if !t.open && !commit {
+		list = append(list, statement{name: nameBegin, sql: "begin"})
+	}
+	list = append(list, t.queued...)
+	reads := len(list) - 1
+	if commit && t.open {
+		list = append(list, statement{name: nameCommit, sql: "commit"})
+	}
+	if scan == nil {
+		reads = -1
+	}
+	b := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(list))}
+	for i := range list {
+		b.Queue(list[i].sql, list[i].args...)
+	}
+	results := t.conn.SendBatch(ctx, b)
+	failed, err := receive(results, list, reads, scan)
+	if cerr := results.Close(); err == nil && cerr != nil {
+		// Everything was answered but the end of the pipeline: without begin and commit that end is the commit.
+		failed, err = nameCommit, cerr
+	}
+	if err != nil {
+		return classify(ctx, failedSQL(err, list, failed), err)
+	}
+	return nil
+}
+
+// receive takes the results in order and answers which statement failed.
+func receive(results pgx.BatchResults, list []statement, reads int, scan func(pgx.Rows) error) (failed string, err error) {
+	for i := range list {
+		if i == reads {
+			rows, err := results.Query()
+			if err == nil {
+				err = eachRow(rows, scan)
+			}
+			if err != nil {
+				return list[i].name, err
+			}
+			continue
+		}
+		tag, err := results.Exec()
+		if err == nil && list[i].name == nameCommit && tag.String() != "COMMIT" {
+			err = errors.New("the server rolled back: " + tag.String())
+		}
+		if err != nil {
+			return list[i].name, err
+		}
+	}
+	return "", nil
+}
+
+// rollbackTimeout bounds the farewell of a failed transaction; past it the connection is closed, which rolls back too.
+const rollbackTimeout = 2 * time.Second
+
+// release gives the connection back, after a rollback if the transaction is open still. A connection that is not idle then is
+// destroyed by the pool.
+func (t *Tx) release(ctx context.Context) {
+	if t.conn == nil {
+		return
+	}
+	if pg := t.conn.Conn().PgConn(); !pg.IsClosed() && pg.TxStatus() != 'I' {
+		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+		_, _ = pg.Exec(rctx, "rollback").ReadAll() // if it fails the pool destroys the connection
+		cancel()
+	}
+	t.conn.Release()
+	t.conn = nil
+}
+
+// isCode reports that err is Postgres's answer with this SQLSTATE.
+func isCode(err error, code string) bool {
+	pe, is := errors.AsType[*pgconn.PgError](err)
+	return is && pe.Code == code
+}
