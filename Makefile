@@ -120,7 +120,7 @@ verify-mod:
 # The generators run on a copy and the copy is compared: the work tree is not touched, and files that should be gone are seen too.
 .PHONY: verify-generated
 verify-generated: generators
-	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; mkdir -p "$$copy/adapters"; cp -r schemas "$$copy/"; cp -r adapters/httpapi "$$copy/adapters/"; \
+	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; mkdir -p "$$copy/adapters"; cp -r go.mod schemas "$$copy/"; cp -r adapters/httpapi "$$copy/adapters/"; \
 	  find "$$copy" -name '*.pb.go' -delete; \
 	  $(MAKE) --no-print-directory -s -f $(abspath $(firstword $(MAKEFILE_LIST))) -C "$$copy" generate BIN=$(BIN); \
 	  diff -ru schemas "$$copy/schemas" && diff -ru adapters/httpapi "$$copy/adapters/httpapi" || \
