@@ -2,6 +2,8 @@ package events
 
 import (
 	"fmt"
+	"reflect"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -131,6 +133,9 @@ type Type struct {
 	Format  Format // how we write it
 	Endless bool   // no last attempt: it stays at the slowest retry tier and never becomes a dead letter for failing often
 	New     func() any
+
+	ce     []byte       // CE, as headers share it; nobody writes to a header's value
+	goType reflect.Type // of what New answers
 }
 
 const (
@@ -180,11 +185,14 @@ var Types = []Type{
 var (
 	byName = map[Name]*Type{}
 	byCE   = map[string]*Type{}
+	topics = map[Topic]bool{}
 )
 
 func init() {
 	for i := range Types {
-		byName[Types[i].Name], byCE[Types[i].CE] = &Types[i], &Types[i]
+		t := &Types[i]
+		t.ce, t.goType = slices.Clip([]byte(t.CE)), reflect.TypeOf(t.New())
+		byName[t.Name], byCE[t.CE], topics[t.Topic] = t, t, true
 	}
 }
 
