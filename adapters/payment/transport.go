@@ -1,0 +1,97 @@
+package payment
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// maxAnswer bounds an answer. A page of a hundred intents with their charges is about 600 KB.
+const maxAnswer = 8 << 20
+
+var errAnswerTooLarge = errors.New("the answer is larger than 8 MiB")
+
+// trip is what one HTTP call tells beside its body. The SDK drops status and headers when the body is not the API's JSON, as a
+// proxy's page is not, so they are noted below it.
+type trip struct {
+	sent        atomic.Bool // a connection was had: the gateway may have the request
+	status      int
+	replayed    bool
+	shouldRetry string
+	retryAfter  time.Duration
+	requestID   string
+}
+
+type tripKey struct{}
+
+func (t *trip) context(ctx context.Context) context.Context {
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { t.sent.Store(true) }})
+	return context.WithValue(ctx, tripKey{}, t)
+}
+
+// recorder notes status and headers of every call into its trip and bounds the body.
+type recorder struct{ next http.RoundTripper }
+
+func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := r.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	if t, ok := req.Context().Value(tripKey{}).(*trip); ok {
+		t.status = res.StatusCode
+		t.replayed = res.Header.Get("Idempotent-Replayed") == "true"
+		t.shouldRetry = res.Header.Get("Stripe-Should-Retry")
+		t.retryAfter = parseRetryAfter(res.Header.Get("Retry-After"), time.Now())
+		t.requestID = token(res.Header.Get("Request-Id"))
+	}
+	res.Body = &boundedBody{body: res.Body, left: maxAnswer}
+	return res, nil
+}
+
+type boundedBody struct {
+	body io.ReadCloser
+	left int64
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		// One byte more tells the end from too much.
+		var one [1]byte
+		if n, err := b.body.Read(one[:]); n == 0 {
+			return 0, err
+		}
+		return 0, errAnswerTooLarge
+	}
+	if int64(len(p)) > b.left {
+		p = p[:b.left]
+	}
+	n, err := b.body.Read(p)
+	b.left -= int64(n)
+	return n, err
+}
+
+func (b *boundedBody) Close() error { return b.body.Close() }
+
+const maxRetryAfter = time.Hour // a longer wish is a mistake
+
+// parseRetryAfter reads both forms of the header: seconds, or a date. What it cannot read is no wish.
+func parseRetryAfter(s string, now time.Time) time.Duration {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return 0
+	}
+	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
+		return time.Duration(min(max(n, 0), int64(maxRetryAfter/time.Second))) * time.Second
+	}
+	at, err := http.ParseTime(s)
+	if err != nil {
+		return 0
+	}
+	return min(max(at.Sub(now), 0), maxRetryAfter)
+}
