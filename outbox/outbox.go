@@ -8,6 +8,7 @@ package outbox
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -57,24 +58,43 @@ type Lease struct {
 	Cursor Cursor
 }
 
-// Log is the outbox as the relay sees it.
+// Grant is what a relay holds now, and how much of it is its fair share among the live relays. It keeps a surplus until it has
+// drained it: giving a shard back with records in flight would make the next owner send them twice.
+type Grant struct {
+	Leases []Lease
+	Share  int
+}
+
+// Span is a part of a window: shards that are at the same place.
+type Span struct {
+	Shards []int16
+	From   Cursor
+}
+
+// Log is the outbox as the relay sees it. Cursors that a relay keeps in memory are good only while the log's session lasts: a
+// database that crashed may give transaction ids out again that such a cursor takes for seen. So after any error of Acquire, Window,
+// Store or Release the relay forgets its cursors and goes on from those that the next Acquire answers.
 type Log interface {
-	// Acquire renews the leases that relay holds and takes free or expired ones, up to its fair share among the live relays (it gives
-	// back what is above that). It answers the leases held now, with the cursors as stored.
-	Acquire(ctx context.Context, relay string) ([]Lease, error)
+	// Acquire renews the leases that relay holds, for term from now, and takes free or expired ones up to its fair share. It answers
+	// the leases held now, with the cursors as stored.
+	Acquire(ctx context.Context, relay string, term time.Duration) (Grant, error)
 	// Release gives leases back, so that another relay need not wait for them to expire.
 	Release(ctx context.Context, relay string, leases []Lease) error
-	// Window streams, in id order, the rows of the given shards that are beyond the cursor (all have the same), and answers the
-	// snapshot that the window ends with. fn must not keep the Message's byte slices unless it returns an error. With a Next in the
-	// cursor the window is that one, from After on.
-	Window(ctx context.Context, shards []int16, from Cursor, fn func(Message) error) (Snapshot, error)
+	// Leave gives back all leases of relay and no longer counts it among the live ones.
+	Leave(ctx context.Context, relay string) error
+	// Window reads what is beyond the cursors of the spans, all in one view of the log: begin is called once with the snapshot of that
+	// view before any row, then each for the rows of the first span in id order, then of the second, and so on. A span with a Next in
+	// its cursor is that window, from After on, and ends with its own Next; any other ends with the snapshot that begin was told. The
+	// Message and its slices are each's to keep. An error of each ends the window and is returned.
+	Window(ctx context.Context, spans []Span, begin func(next Snapshot), each func(m *Message) error) error
 	// Store stores cursors under their fences, without waiting for the disk: a lost cursor costs duplicates only. It answers the
 	// shards whose fence was no longer ours.
 	Store(ctx context.Context, relay string, leases []Lease) (fenced []int16, err error)
-	// Backlog says how many rows are not relayed yet (estimated beyond a bound) and how old the oldest is, for metrics and admission.
+	// Backlog says how many rows are beyond the stored cursors (estimated beyond a bound) and how old the oldest is, for metrics and
+	// admission. Cursors are stored a moment after the broker has the rows, so a busy outbox is never quite empty.
 	Backlog(ctx context.Context) (Backlog, error)
 	// SetAside stores a message that Kafka refuses for good as a dead letter, with the reason.
-	SetAside(ctx context.Context, m Message, reason string) error
+	SetAside(ctx context.Context, m *Message, reason string) error
 }
 
 // Backlog is what waits in the outbox.
@@ -84,7 +104,9 @@ type Backlog struct {
 }
 
 // Producer writes to Kafka with acks=all, idempotently, in order a partition. done is called once for each record, in order a
-// partition; an error with `Refused() bool` true means that Kafka will never take this record.
+// partition; an error with `Refused() bool` true means that Kafka will never take this record. When a record fails for another
+// reason, those of its partition that were handed over after it fail too, so that none overtakes it. Produce may block while its
+// buffer is full. ctx ends the waiting for a record, not only the call.
 type Producer interface {
 	Produce(ctx context.Context, r events.Record, done func(error))
 	Flush(ctx context.Context) error
