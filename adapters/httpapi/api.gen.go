@@ -35,10 +35,12 @@ func (e DeadLetterOperationKind) Valid() bool {
 
 // Defines values for DeadLetterResultResult.
 const (
-	DeadLetterResultResultDiscarded DeadLetterResultResult = "discarded"
-	DeadLetterResultResultNotFound  DeadLetterResultResult = "not_found"
-	DeadLetterResultResultReplaying DeadLetterResultResult = "replaying"
-	DeadLetterResultResultSkipped   DeadLetterResultResult = "skipped"
+	DeadLetterResultResultDiscarded    DeadLetterResultResult = "discarded"
+	DeadLetterResultResultFailed       DeadLetterResultResult = "failed"
+	DeadLetterResultResultReplaying    DeadLetterResultResult = "replaying"
+	DeadLetterResultResultResolved     DeadLetterResultResult = "resolved"
+	DeadLetterResultResultWouldDiscard DeadLetterResultResult = "would_discard"
+	DeadLetterResultResultWouldReplay  DeadLetterResultResult = "would_replay"
 )
 
 // Valid indicates whether the value is a known member of the DeadLetterResultResult enum.
@@ -46,11 +48,15 @@ func (e DeadLetterResultResult) Valid() bool {
 	switch e {
 	case DeadLetterResultResultDiscarded:
 		return true
-	case DeadLetterResultResultNotFound:
+	case DeadLetterResultResultFailed:
 		return true
 	case DeadLetterResultResultReplaying:
 		return true
-	case DeadLetterResultResultSkipped:
+	case DeadLetterResultResultResolved:
+		return true
+	case DeadLetterResultResultWouldDiscard:
+		return true
+	case DeadLetterResultResultWouldReplay:
 		return true
 	default:
 		return false
@@ -262,7 +268,7 @@ type CancelOrder struct {
 type DeadLetter struct {
 	Attempts int `json:"attempts"`
 
-	// Class `poison`, `exhausted` or `too_large`.
+	// Class Why it is dead: `poison`, `exhausted`, `reused` or `too_large`.
 	Class string `json:"class"`
 
 	// Fingerprint The same for the same cause.
@@ -296,15 +302,19 @@ type DeadLetter struct {
 
 // DeadLetterDetail defines model for DeadLetterDetail.
 type DeadLetterDetail struct {
-	DeadLetter DeadLetter      `json:"dead_letter"`
-	Headers    []MessageHeader `json:"headers"`
+	DeadLetter  DeadLetter `json:"dead_letter"`
+	HeaderCount int        `json:"header_count"`
 
-	// Key The record's key, cleaned.
-	Key string `json:"key"`
+	// Headers Those of an allow-list, or all with `full`.
+	Headers []MessageHeader `json:"headers"`
 
-	// Payload The body as JSON text with personal data masked; of a body that cannot be read, its first characters, cleaned.
-	Payload      string `json:"payload,omitempty"`
-	PayloadBytes int64  `json:"payload_bytes"`
+	// Key With `full`: base64.
+	Key      []byte `json:"key,omitempty"`
+	KeyBytes int    `json:"key_bytes"`
+
+	// Payload With `full`: base64.
+	Payload      []byte `json:"payload,omitempty"`
+	PayloadBytes int    `json:"payload_bytes"`
 
 	// PayloadSha256 Hexadecimal.
 	PayloadSha256 string `json:"payload_sha256"`
@@ -352,11 +362,13 @@ type DeadLetterResult struct {
 	Detail string             `json:"detail,omitempty"`
 	ID     openapi_types.UUID `json:"id"`
 
-	// Result `skipped`: its status does not allow it; `detail` says why. `not_found`: there is none.
+	// Result `resolved`: a public event was published again, which nobody acknowledges. `would_replay`, `would_discard`: of a dry run.
+	// `failed`: nothing was done, `detail` says why.
 	Result DeadLetterResultResult `json:"result"`
 }
 
-// DeadLetterResultResult `skipped`: its status does not allow it; `detail` says why. `not_found`: there is none.
+// DeadLetterResultResult `resolved`: a public event was published again, which nobody acknowledges. `would_replay`, `would_discard`: of a dry run.
+// `failed`: nothing was done, `detail` says why.
 type DeadLetterResultResult string
 
 // DeadLetterSelection Either `ids` or `filter`.
@@ -367,7 +379,7 @@ type DeadLetterSelection struct {
 	Filter *DeadLetterFilter    `json:"filter,omitempty"`
 	Ids    []openapi_types.UUID `json:"ids,omitempty"`
 
-	// Note Why; for the audit log.
+	// Note Why; for the audit log. Needed to discard.
 	Note string `json:"note,omitempty"`
 }
 
@@ -737,6 +749,12 @@ type ListDeadLettersParams struct {
 	Limit Limit `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// GetDeadLetterParams defines parameters for GetDeadLetter.
+type GetDeadLetterParams struct {
+	// Full Key, body and all headers as they came, which may hold personal data. For `admin`; that it was shown is recorded.
+	Full bool `form:"full,omitempty" json:"full,omitempty"`
+}
+
 // ListOrdersParams defines parameters for ListOrders.
 type ListOrdersParams struct {
 	Status     OrderStatus `form:"status,omitempty" json:"status,omitempty"`
@@ -830,7 +848,7 @@ type ServerInterface interface {
 	ReplayDeadLetters(w http.ResponseWriter, r *http.Request)
 	// GetDeadLetter Read a dead letter with its headers and its payload
 	// (GET /v1/dlq/{id})
-	GetDeadLetter(w http.ResponseWriter, r *http.Request, id openapi_types.UUID)
+	GetDeadLetter(w http.ResponseWriter, r *http.Request, id openapi_types.UUID, params GetDeadLetterParams)
 	// ListOrders List orders, newest first
 	// (GET /v1/orders)
 	ListOrders(w http.ResponseWriter, r *http.Request, params ListOrdersParams)
@@ -1091,8 +1109,24 @@ func (siw *ServerInterfaceWrapper) GetDeadLetter(w http.ResponseWriter, r *http.
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetDeadLetterParams
+
+	// ------------- Optional query parameter "full" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "full", r.URL.Query(), &params.Full, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "full"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "full", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.GetDeadLetter(w, r, id)
+		siw.Handler.GetDeadLetter(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"ordersaga/consumers"
 	"ordersaga/domain"
 	"ordersaga/saga"
@@ -45,11 +47,11 @@ type Products interface {
 	List(ctx context.Context, cursor string, limit int) (page []ProductView, next string, err error)
 }
 
-// DeadLetters is the operators' use case on dead letters.
+// DeadLetters is the operators' use cases on dead letters; *consumers.Operators is one.
 type DeadLetters interface {
-	consumers.DeadReader
-	// Run replays or discards a selection: it is stored first, then carried out. With DryRun nothing is changed.
-	Run(ctx context.Context, s consumers.Selection) (consumers.Report, error)
+	List(ctx context.Context, f consumers.DeadFilter, cursor string, limit int) (page []consumers.DeadView, next string, err error)
+	Get(ctx context.Context, id uuid.UUID, full bool, actor string) (*consumers.DeadView, error)
+	Do(ctx context.Context, q consumers.Request) (*consumers.Operation, []consumers.ItemResult, error)
 }
 
 // Config bounds the interface.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/trace"
 
+	"ordersaga/consumers"
 	"ordersaga/domain"
 	"ordersaga/saga"
 )
@@ -62,6 +63,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var refusal *domain.Refusal
 	var full *saga.OverloadedError
 	var tooLarge *http.MaxBytesError
+	var request *consumers.RequestError
 	switch {
 	case errors.As(err, &p):
 		if p.Status == http.StatusServiceUnavailable || p.Code == "in_flight" {
@@ -81,6 +83,8 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		retryAfter(w, full.After)
 	case errors.As(err, &tooLarge):
 		p = problem(http.StatusRequestEntityTooLarge, "too_large", "Too large", fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
+	case errors.As(err, &request):
+		p = problem(http.StatusUnprocessableEntity, "invalid", "Not acceptable", request.Error())
 	case errors.Is(err, saga.ErrKeyReused):
 		p = problem(http.StatusUnprocessableEntity, "key_reused", "Idempotency-Key reused", "the Idempotency-Key was used with another body: draw a new one for a new order").at("Idempotency-Key")
 	case errors.Is(err, saga.ErrOrderExists):

@@ -91,21 +91,29 @@ func deadCells(d httpapi.DeadLetter) []string {
 }
 
 func dlqShow(g *globals) *cobra.Command {
-	return &cobra.Command{
-		Use: "show ID", Short: "Show a dead letter with its headers and its payload, personal data masked", Args: cobra.ExactArgs(1),
-		Example: "  ordersaga dlq show 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e",
+	var full bool
+	c := &cobra.Command{
+		Use: "show ID", Short: "Show a dead letter", Args: cobra.ExactArgs(1),
+		Long: "Shows a dead letter with what says nothing about a person. --full adds the record as it came; it takes an admin's token, and is recorded.",
+		Example: "  ordersaga dlq show 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e\n  ordersaga dlq show 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e --full",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, err := g.client()
 			if err != nil {
 				return err
 			}
-			d, err := fetch[httpapi.DeadLetterDetail](cmd.Context(), cl, http.MethodGet, "/v1/dlq/"+url.PathEscape(args[0]), nil)
+			path := "/v1/dlq/" + url.PathEscape(args[0])
+			if full {
+				path += "?full=true"
+			}
+			d, err := fetch[httpapi.DeadLetterDetail](cmd.Context(), cl, http.MethodGet, path, nil)
 			if err != nil {
 				return err
 			}
 			return one(cmd, g, d, func(w io.Writer) error { return showDead(w, &d) })
 		},
 	}
+	c.Flags().BoolVar(&full, "full", false, "the record as it came, which may hold personal data")
+	return c
 }
 
 func showDead(w io.Writer, d *httpapi.DeadLetterDetail) error {
@@ -121,7 +129,6 @@ func showDead(w io.Writer, d *httpapi.DeadLetterDetail) error {
 		fmt.Sprintf("lay at       %s[%d]@%d, group %s", l.Topic, l.Partition, l.Offset, l.Group),
 		fmt.Sprintf("attempts     %d, first failed %s, last %s", l.Attempts, l.FirstFailedAt.Format(time.RFC3339), l.LastFailedAt.Format(time.RFC3339)),
 		"fingerprint  " + l.Fingerprint,
-		"key          " + d.Key,
 	}
 	if l.Owner != "" || l.Note != "" {
 		lines = append(lines, "owner, note  "+l.Owner+"  "+l.Note)
@@ -129,7 +136,10 @@ func showDead(w io.Writer, d *httpapi.DeadLetterDetail) error {
 	for _, h := range d.Headers {
 		lines = append(lines, fmt.Sprintf("header       %s: %s", h.Name, h.Value))
 	}
-	lines = append(lines, fmt.Sprintf("payload      %d bytes, sha256 %s", d.PayloadBytes, d.PayloadSha256), d.Payload)
+	lines = append(lines, fmt.Sprintf("payload      %d bytes, sha256 %s", d.PayloadBytes, d.PayloadSha256))
+	if d.Payload != nil {
+		lines = append(lines, "key          "+string(d.Key), string(d.Payload))
+	}
 	for _, s := range lines {
 		if _, err := fmt.Fprintln(w, clean(s)); err != nil {
 			return err
@@ -150,9 +160,12 @@ func dlqAct(g *globals, kind string) *cobra.Command {
 	c := &cobra.Command{
 		Use: kind + " [ID…]", Short: short,
 		Long: short + ".\nSelect by ids, or by flags; a selection by flags is shown with --dry-run and carried out with --yes. A message has at most one copy under way and takes effect once.",
-		Example: fmt.Sprintf("  ordersaga dlq %[1]s 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e\n  ordersaga dlq %[1]s --group order-commands --fingerprint 5f1c9a22 --dry-run\n"+
-			"  ordersaga dlq %[1]s --group order-commands --fingerprint 5f1c9a22 --yes", kind),
+		Example: fmt.Sprintf("  ordersaga dlq %[1]s 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e --note \"price list mended\"\n  ordersaga dlq %[1]s --group order-commands --fingerprint 5f1c9a22 --dry-run\n"+
+			"  ordersaga dlq %[1]s --group order-commands --fingerprint 5f1c9a22 --note \"price list mended\" --yes", kind),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if kind == "discard" && note == "" && !dry {
+				return usagef("a discard needs --note that says why")
+			}
 			sel, err := f.selection(args, dry, yes, note)
 			if err != nil {
 				return err
@@ -201,7 +214,7 @@ func (f *deadFilter) selection(args []string, dry, yes bool, note string) (*http
 func reportOperation(cmd *cobra.Command, g *globals, op *httpapi.DeadLetterOperation, past string) error {
 	bad := 0
 	for _, r := range op.Results {
-		if r.Result == httpapi.DeadLetterResultResultSkipped || r.Result == httpapi.DeadLetterResultResultNotFound {
+		if r.Result == httpapi.DeadLetterResultResultFailed {
 			bad++
 		}
 	}

@@ -16,6 +16,7 @@ import (
 const (
 	requiresMethod  = "requires_payment_method"
 	requiresConfirm = "requires_confirmation"
+	requiresAction  = "requires_action"
 	requiresCapture = "requires_capture"
 	succeeded       = "succeeded"
 	canceled        = "canceled"
@@ -172,21 +173,21 @@ func (l *ledger) changes() iter.Seq[change] {
 
 // declines are the test payment methods that a bank refuses, by what follows pm_card_.
 var declines = map[string]struct{ code, decline, message string }{
-	"chargeDeclined":                        {"card_declined", "generic_decline", "Your card was declined."},
-	"chargeDeclinedInsufficientFunds":       {"card_declined", "insufficient_funds", "Your card has insufficient funds."},
-	"chargeDeclinedLostCard":                {"card_declined", "lost_card", "Your card was declined."},
-	"chargeDeclinedStolenCard":              {"card_declined", "stolen_card", "Your card was declined."},
-	"chargeDeclinedFraudulent":              {"card_declined", "fraudulent", "Your card was declined."},
-	"chargeDeclinedVelocityLimitExceeded":   {"card_declined", "card_velocity_exceeded", "Your card was declined for making repeated attempts too frequently or exceeding its amount limit."},
-	"chargeDeclinedExpiredCard":             {"expired_card", "", "Your card has expired."},
-	"chargeDeclinedIncorrectCvc":            {"incorrect_cvc", "", "Your card's security code is incorrect."},
-	"chargeDeclinedProcessingError":         {"processing_error", "", "An error occurred while processing your card. Try again in a little bit."},
-	"authenticationRequired":                {"authentication_required", "authentication_required", "Your card was declined. This transaction requires authentication."},
-	"authenticationRequiredOnSetup":         {"authentication_required", "authentication_required", "Your card was declined. This transaction requires authentication."},
-	"authenticationRequiredSetupForOffSess": {"authentication_required", "authentication_required", "Your card was declined. This transaction requires authentication."},
+	"chargeDeclined":                      {"card_declined", "generic_decline", "Your card was declined."},
+	"chargeDeclinedInsufficientFunds":     {"card_declined", "insufficient_funds", "Your card has insufficient funds."},
+	"chargeDeclinedLostCard":              {"card_declined", "lost_card", "Your card was declined."},
+	"chargeDeclinedStolenCard":            {"card_declined", "stolen_card", "Your card was declined."},
+	"chargeDeclinedFraudulent":            {"card_declined", "fraudulent", "Your card was declined."},
+	"chargeDeclinedVelocityLimitExceeded": {"card_declined", "card_velocity_exceeded", "Your card was declined for making repeated attempts too frequently or exceeding its amount limit."},
+	"chargeDeclinedExpiredCard":           {"expired_card", "", "Your card has expired."},
+	"chargeDeclinedIncorrectCvc":          {"incorrect_cvc", "", "Your card's security code is incorrect."},
+	"chargeDeclinedProcessingError":       {"processing_error", "", "An error occurred while processing your card. Try again in a little bit."},
 }
 
 var accepted = []string{"visa", "visa_debit", "mastercard", "mastercard_debit", "mastercard_prepaid", "amex", "discover", "diners", "jcb", "unionpay", "us", "de", "gb", "fr"}
+
+// asksCustomer is the test payment method whose bank wants to see the customer.
+const asksCustomer = "pm_card_authenticationRequired"
 
 // judge answers whether a payment method exists and what the bank says of it.
 func judge(method string) (refusal, missing *apiError) {
@@ -247,7 +248,16 @@ func (l *ledger) create(d draft, declineIt bool) result {
 
 // pay has the bank decide. in is this request's own copy.
 func (l *ledger) pay(in *intent, declineIt bool) result {
-	refusal, missing := judge(in.PaymentMethod)
+	var refusal, missing *apiError
+	switch {
+	case in.PaymentMethod != asksCustomer:
+		refusal, missing = judge(in.PaymentMethod)
+	case in.NoAction:
+		refusal = declined("authentication_required", "authentication_required", "Your card was declined. This transaction requires authentication.")
+	default:
+		in.Status = requiresAction
+		return result{change: change{Intent: in}, intent: in}
+	}
 	if missing != nil {
 		return result{err: missing}
 	}
