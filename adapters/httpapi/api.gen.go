@@ -268,7 +268,7 @@ type CancelOrder struct {
 type DeadLetter struct {
 	Attempts int `json:"attempts"`
 
-	// Class Why it is dead: `poison`, `exhausted`, `reused` or `too_large`.
+	// Class Why it is dead: `poison`, `exhausted`, `id_reused` or `too_large`.
 	Class string `json:"class"`
 
 	// Fingerprint The same for the same cause.

@@ -27,7 +27,7 @@ func (f *deadFilter) flags(c *cobra.Command, status string) {
 	fs := c.Flags()
 	fs.StringVar(&f.group, "group", "", "consumer group, such as order-commands")
 	fs.StringVar(&f.status, "status", status, "open, replaying, resolved, discarded or superseded")
-	fs.StringVar(&f.class, "class", "", "why it is dead: poison, exhausted, reused, too_large")
+	fs.StringVar(&f.class, "class", "", "why it is dead: poison, exhausted, id_reused or too_large")
 	fs.StringVar(&f.typ, "type", "", "message type, such as ReversePayment")
 	fs.StringVar(&f.order, "order", "", "order id")
 	fs.StringVar(&f.fingerprint, "fingerprint", "", "only those of the same cause")
@@ -94,7 +94,7 @@ func dlqShow(g *globals) *cobra.Command {
 	var full bool
 	c := &cobra.Command{
 		Use: "show ID", Short: "Show a dead letter", Args: cobra.ExactArgs(1),
-		Long: "Shows a dead letter with what says nothing about a person. --full adds the record as it came; it takes an admin's token, and is recorded.",
+		Long:    "Shows a dead letter with what says nothing about a person. --full adds the record as it came; it takes an admin's token, and is recorded.",
 		Example: "  ordersaga dlq show 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e\n  ordersaga dlq show 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e --full",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, err := g.client()
