@@ -2,6 +2,7 @@ package saga
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"ordersaga/domain"
@@ -246,7 +247,7 @@ func (m *machine) done(i int) {
 	}
 	m.change()
 	m.s.Steps[i] = Done
-	m.s.Stuck = nil
+	m.unstick()
 	st := m.def.Steps[i]
 	if st.Kind == Pivot {
 		if m.s.Cancel {
@@ -312,7 +313,7 @@ func (m *machine) undone(i int) {
 	}
 	m.change()
 	m.s.Undos[i] = Done
-	m.s.Stuck = nil
+	m.unstick()
 	m.finishUndo()
 }
 
@@ -346,6 +347,40 @@ func (m *machine) stick(why string) {
 		m.s.Stuck = &Stuck{}
 	}
 	m.s.Stuck.Reason = why
+}
+
+// unstick clears the flag after a fact, unless its reason names a command that is still waited for: stock given back does not mean
+// that the money is, and whoever looks after it keeps doing so.
+func (m *machine) unstick() {
+	if m.s.Stuck == nil {
+		return
+	}
+	for _, n := range m.outstanding() {
+		if strings.Contains(m.s.Stuck.Reason, string(n)) {
+			return
+		}
+	}
+	m.s.Stuck = nil
+}
+
+// outstanding lists the commands that the saga waits for.
+func (m *machine) outstanding() []events.Name {
+	var out []events.Name
+	if m.s.Phase == Running {
+		for i, p := range m.s.Steps {
+			if p == Commanded {
+				out = append(out, m.def.Steps[i].Command)
+			}
+		}
+	}
+	if m.s.Phase == Compensating {
+		for i, p := range m.s.Undos {
+			if p == Commanded {
+				out = append(out, m.def.Undos[i].Command)
+			}
+		}
+	}
+	return out
 }
 
 func (m *machine) pivotCommanded() bool {
@@ -387,42 +422,38 @@ func (m *machine) expired() {
 		m.change()
 		m.compensate(domain.Rejected, domain.TimedOut)
 	default:
-		waits := m.again()
-		m.stick("no answer in time: " + waits)
+		m.again()
+		m.stick("no answer in time: " + join(m.out.Commands))
 	}
+}
+
+func join(names []events.Name) string {
+	var b strings.Builder
+	for i, n := range names {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(string(n))
+	}
+	return b.String()
 }
 
 // again commands what is outstanding once more (the messages get new ids) and sets the phase's deadline anew.
-func (m *machine) again() (waits string) {
-	add := func(n events.Name) {
-		m.out.Commands = append(m.out.Commands, n)
-		if waits != "" {
-			waits += ", "
-		}
-		waits += string(n)
+//
+// Before the pivot the deadline stays: it was set once.
+func (m *machine) again() {
+	m.out.Commands = append(m.out.Commands, m.outstanding()...)
+	switch {
+	case m.s.Phase == Compensating:
+		m.timer(m.def.Limits.Compensating)
+	case m.s.Status == domain.Confirmed:
+		m.timer(m.def.Limits.Retriable)
 	}
-	if m.s.Phase == Running {
-		for i, p := range m.s.Steps {
-			if p == Commanded {
-				add(m.def.Steps[i].Command)
-			}
-		}
-		if m.s.Status == domain.Confirmed {
-			m.timer(m.def.Limits.Retriable)
-		}
-		return waits
-	}
-	for i, p := range m.s.Undos {
-		if p == Commanded {
-			add(m.def.Undos[i].Command)
-		}
-	}
-	m.timer(m.def.Limits.Compensating)
-	return waits
 }
 
+// held gives a saga that waits for the pivot, or for what comes before it, some more time.
 func (m *machine) held() {
-	if m.s.Phase.Ended() {
+	if m.s.Version == 0 || m.s.Phase != Running || m.s.Status != domain.Pending {
 		return
 	}
 	m.change()
@@ -435,6 +466,7 @@ func (m *machine) operatorRetry() {
 		return
 	}
 	m.change()
+	m.s.Stuck = nil // by a recorded decision; it is raised again if the saga stands still again
 	m.again()
 }
 
