@@ -1,0 +1,73 @@
+package boot
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"ordersaga/adapters/postgres"
+	"ordersaga/saga"
+)
+
+// admission decides whether the intake may take more in: not while too much is under way already, while the outbox is not carried
+// away, or while the disk is nearly full. It looks once a second, so that asking it costs nothing.
+type admission struct {
+	db    *postgres.DB
+	cfg   *Intake
+	dir   string
+	state atomic.Pointer[saga.OverloadedError]
+}
+
+const (
+	admissionEvery = time.Second
+	shedFor        = 2 * time.Second // Retry-After
+)
+
+func newAdmission(db *postgres.DB, cfg *Intake, dir string) *admission {
+	return &admission{db: db, cfg: cfg, dir: dir}
+}
+
+// check answers nil, or why nothing more is taken in.
+func (a *admission) check() error {
+	if e := a.state.Load(); e != nil {
+		return e
+	}
+	return nil
+}
+
+func (a *admission) run(ctx context.Context) error {
+	t := time.NewTicker(admissionEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		a.state.Store(a.look(ctx))
+	}
+}
+
+func (a *admission) look(ctx context.Context) *saga.OverloadedError {
+	no := func(format string, args ...any) *saga.OverloadedError {
+		return &saga.OverloadedError{Why: fmt.Sprintf(format, args...), After: shedFor}
+	}
+	if a.dir != "" && a.cfg.MinDisk > 0 {
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(a.dir, &fs); err == nil {
+			if free := int64(fs.Bavail) * int64(fs.Bsize); free < a.cfg.MinDisk { //nolint:gosec // no disk is that large
+				return no("the disk of the data directory has %d MiB left, fewer than %d", free>>20, a.cfg.MinDisk>>20)
+			}
+		}
+	}
+	// Errors are left to the intake itself: its own transaction says better what is wrong.
+	if b, err := a.db.Backlog(ctx); err == nil && a.cfg.MaxLag > 0 && b.OldestSeconds > a.cfg.MaxLag.Seconds() {
+		return no("the oldest message waits for %.0f s to be published", b.OldestSeconds)
+	}
+	if n, err := a.db.RunningSagas(ctx, a.cfg.MaxRunning+1); err == nil && a.cfg.MaxRunning > 0 && n > a.cfg.MaxRunning {
+		return no("more than %d orders are under way", a.cfg.MaxRunning)
+	}
+	return nil
+}
