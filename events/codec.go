@@ -63,7 +63,8 @@ func Encode(e Envelope) ([]byte, error) {
 
 // agrees holds the promise that Decode reads what Encode wrote: a body that repeats attributes repeats those of its envelope.
 func agrees(e *Envelope) error {
-	id, seq := "", e.Sequence
+	var id string
+	seq := e.Sequence
 	switch d := e.Data.(type) {
 	case *PlaceOrder:
 		id = d.OrderID

@@ -157,14 +157,14 @@ func TestF19_NewerFieldsAreIgnored(t *testing.T) {
 	body := strings.Replace(goodBody, `{"order_id"`, `{"gift":{"wrap":[true,null,{"a":1.5}]},"order_id"`, 1)
 	e, err := Decode(command(cePlace, goodKey, body))
 	require.NoError(t, err)
-	require.Equal(t, "c-17", e.Data.(*PlaceOrder).CustomerID)
+	require.Equal(t, "c-17", as[*PlaceOrder](t, e.Data).CustomerID)
 
 	b, err := proto.Marshal(&StockRejected{Sku: "TEA-1", Available: 1})
 	require.NoError(t, err)
 	newer := append(bytes.Clone(b), 0xa2, 0x06, 0x03, 'n', 'e', 'w') // field 100, a string
 	got, err := Decode(recordOf(Envelope{ID: testID, Type: TStockRejected, OrderID: testOrder}, newer))
 	require.NoError(t, err)
-	require.True(t, proto.Equal(&StockRejected{Sku: "TEA-1", Available: 1}, got.Data.(*StockRejected)))
+	require.True(t, proto.Equal(&StockRejected{Sku: "TEA-1", Available: 1}, as[*StockRejected](t, got.Data)))
 }
 
 // TestF43_PublicJSON: integers are numbers both ways, unknown fields are ignored, white space does not matter.
@@ -183,12 +183,12 @@ func TestF43_PublicJSON(t *testing.T) {
 		require.NoError(t, d.Decode(&m))
 		require.Equal(t, json.Number("2599"), m["total_minor"])
 		require.Equal(t, json.Number("1"), m["sequence"])
-		require.Equal(t, json.Number("801"), m["items"].([]any)[0].(map[string]any)["unit_price_minor"])
+		require.Equal(t, json.Number("801"), as[map[string]any](t, as[[]any](t, m["items"])[0])["unit_price_minor"])
 	})
 	t.Run("the largest integer survives", func(t *testing.T) {
 		e, err := Decode(command(cePlace, goodKey, strings.Replace(goodBody, `"quantity":2`, `"quantity":9223372036854775807`, 1)))
 		require.NoError(t, err)
-		require.Equal(t, int64(9223372036854775807), e.Data.(*PlaceOrder).Items[0].Quantity)
+		require.Equal(t, int64(9223372036854775807), as[*PlaceOrder](t, e.Data).Items[0].Quantity)
 	})
 	t.Run("white space makes no other message, another body does", func(t *testing.T) {
 		id := Header{HeaderID, []byte("producer-7")}
@@ -224,7 +224,7 @@ func TestDecodeTakesWhatTheStandardAllows(t *testing.T) {
 			require.Equal(t, testOrder, e.OrderID)
 			require.Equal(t, Identity(r), e.ID)
 			require.True(t, e.Trace.IsZero())
-			require.Equal(t, "c-17", e.Data.(*PlaceOrder).CustomerID)
+			require.Equal(t, "c-17", as[*PlaceOrder](t, e.Data).CustomerID)
 		})
 	}
 	e, err := Decode(command(cePlace, goodKey, goodBody, Header{HeaderTraceparent, []byte(testTraceparent)}))
@@ -276,7 +276,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Fatalf("decode %s: %v", b, err)
 		}
 		if m, ok := e.Data.(proto.Message); ok {
-			if !proto.Equal(m, got.Data.(proto.Message)) {
+			if !proto.Equal(m, as[proto.Message](t, got.Data)) {
 				t.Fatalf("want %v, got %v", m, got.Data)
 			}
 			e.Data, got.Data = nil, nil

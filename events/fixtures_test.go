@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
 	"ordersaga/schemas/ordersv1"
@@ -21,6 +22,13 @@ var (
 const testTraceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 func ptr[T any](v T) *T { return &v }
+
+// as is a type assertion that fails the test.
+func as[T any](t require.TestingT, v any) T {
+	x, ok := v.(T)
+	require.True(t, ok, "%T", v)
+	return x
+}
 
 // sample is a message with every field set, and the golden files that it is written to.
 type sample struct {

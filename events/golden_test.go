@@ -32,10 +32,10 @@ const sums = "SHA256SUMS"
 func golden(t *testing.T, name string, fresh []byte) []byte {
 	t.Helper()
 	path := filepath.Join(goldenDir, name)
-	b, err := os.ReadFile(path) //nolint:gosec // a name of this test's
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && *update {
-		require.NoError(t, os.WriteFile(path, fresh, 0o644))                                              //nolint:gosec // a file of the repository
-		f, err := os.OpenFile(filepath.Join(goldenDir, sums), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644) //nolint:gosec // a file of the repository
+		require.NoError(t, os.WriteFile(path, fresh, 0o644))
+		f, err := os.OpenFile(filepath.Join(goldenDir, sums), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 		require.NoError(t, err)
 		sum := sha256.Sum256(fresh)
 		_, err = fmt.Fprintf(f, "%s  %s\n", hex.EncodeToString(sum[:]), name)
@@ -75,8 +75,7 @@ func parseHeadersText(t *testing.T, b []byte) []Header {
 func requireEnvelope(t *testing.T, want, got Envelope) {
 	t.Helper()
 	if m, ok := want.Data.(proto.Message); ok {
-		g, ok := got.Data.(proto.Message)
-		require.True(t, ok)
+		g := as[proto.Message](t, got.Data)
 		require.True(t, proto.Equal(m, g), "want %v, got %v", m, g)
 		want.Data, got.Data = nil, nil
 	}

@@ -46,7 +46,7 @@ func document(t *testing.T, file string) map[string]any {
 	require.NoError(t, err)
 	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
 	require.NoError(t, err)
-	return v.(map[string]any)
+	return as[map[string]any](t, v)
 }
 
 // schemaOf compiles the JSON Schema of a public message.
@@ -136,21 +136,21 @@ func TestSchemasKnowEveryField(t *testing.T) {
 		if fields[st] == nil {
 			fields[st] = map[string]reflect.Type{}
 		}
-		for p := range doc["properties"].(map[string]any) {
+		for p := range as[map[string]any](t, doc["properties"]) {
 			fields[st][p] = nil
 		}
 		has := jsonFields(st)
-		for name, prop := range doc["properties"].(map[string]any) {
+		for name, prop := range as[map[string]any](t, doc["properties"]) {
 			require.Contains(t, has, name, "%s: the schema has a field that is never read or written", typ.Name)
-			requireKind(t, has[name], prop.(map[string]any), string(typ.Name)+"."+name)
+			requireKind(t, has[name], as[map[string]any](t, prop), string(typ.Name)+"."+name)
 		}
 		item := jsonFields(reflect.TypeFor[OrderItem]())
 		if defs, ok := doc["definitions"].(map[string]any); ok {
-			props := defs["item"].(map[string]any)["properties"].(map[string]any)
+			props := as[map[string]any](t, as[map[string]any](t, defs["item"])["properties"])
 			require.Len(t, props, len(item), typ.Name)
 			for name, prop := range props {
 				require.Contains(t, item, name)
-				requireKind(t, item[name], prop.(map[string]any), string(typ.Name)+".items."+name)
+				requireKind(t, item[name], as[map[string]any](t, prop), string(typ.Name)+".items."+name)
 			}
 		}
 	}

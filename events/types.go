@@ -12,7 +12,7 @@ import (
 )
 
 // Aliases of the generated internal messages, so that the rooms need not know where they are generated.
-type (
+type ( //nolint:revive // the comment is for all of them; each has its own where it is generated
 	ReserveStock         = sagav1.ReserveStock
 	StockReserved        = sagav1.StockReserved
 	StockRejected        = sagav1.StockRejected

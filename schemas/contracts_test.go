@@ -87,15 +87,13 @@ func TestEveryJSONSchemaIsReferredTo(t *testing.T) {
 // TestEveryOperationNamesItsRoles: an operation is open to all on purpose, or names the roles that reach it, or it is a mistake.
 func TestEveryOperationNamesItsRoles(t *testing.T) {
 	doc := document(t, OpenAPI)
-	paths, ok := doc["paths"].(map[string]any)
-	require.True(t, ok)
 	ids := map[string]bool{}
-	for p, item := range paths {
-		for method, o := range item.(map[string]any) {
+	for p, item := range asMap(t, doc["paths"]) {
+		for method, o := range asMap(t, item) {
 			if method == "parameters" {
 				continue
 			}
-			op := o.(map[string]any)
+			op := asMap(t, o)
 			id, _ := op["operationId"].(string)
 			require.NotEmpty(t, id, "%s %s", method, p)
 			require.False(t, ids[id], "operationId %s is there twice", id)
@@ -112,7 +110,7 @@ func TestEveryOperationNamesItsRoles(t *testing.T) {
 			for _, r := range roles {
 				require.Contains(t, []any{"client", "operator", "admin"}, r, id)
 			}
-			responses := op["responses"].(map[string]any)
+			responses := asMap(t, op["responses"])
 			for _, code := range []string{"400", "401", "403", "429", "500", "503"} {
 				require.Contains(t, responses, code, id)
 			}
@@ -134,17 +132,24 @@ func TestSchemasSayNothingUnintended(t *testing.T) {
 				}
 				continue
 			}
-			for name, p := range v.(map[string]any) {
-				check(where+"."+name, p.(map[string]any))
+			for name, p := range asMap(t, v) {
+				check(where+"."+name, asMap(t, p))
 			}
 		}
 		for _, r := range asList(s["required"]) {
 			require.Contains(t, s["properties"], r, "%s requires what it does not have", where)
 		}
 	}
-	for name, s := range at(document(t, OpenAPI), "#/components/schemas").(map[string]any) {
-		check(name, s.(map[string]any))
+	for name, s := range asMap(t, at(document(t, OpenAPI), "#/components/schemas")) {
+		check(name, asMap(t, s))
 	}
 }
 
 func asList(v any) []any { l, _ := v.([]any); return l }
+
+func asMap(t *testing.T, v any) map[string]any {
+	t.Helper()
+	m, ok := v.(map[string]any)
+	require.True(t, ok, "%T", v)
+	return m
+}
