@@ -258,7 +258,7 @@ func (g *Gateway) send(ctx context.Context, c call) (answer, *Failure) {
 	}
 	if err == nil {
 		return answer{}, &Failure{
-			Op: c.name, Class: Malformed, Status: t.status, unknown: c.writes(), noRetry: true,
+			Op: c.name, Class: Malformed, Status: t.status, unknown: c.writes(), replayed: t.replayed,
 			Detail: "the payment URL answers with a redirect: give the API's own address",
 		}
 	}
@@ -267,7 +267,7 @@ func (g *Gateway) send(ctx context.Context, c call) (answer, *Failure) {
 
 // classify reads an error of the SDK. Only what the gateway itself stated is definite.
 func (g *Gateway) classify(ctx, limited context.Context, c call, t *trip, err error) (answer, *Failure) {
-	f := &Failure{Op: c.name, Status: t.status, RequestID: t.requestID, replayed: t.replayed, retryAfter: t.retryAfter, noRetry: t.shouldRetry == "false"}
+	f := &Failure{Op: c.name, Status: t.status, RequestID: t.requestID, replayed: t.replayed, retryAfter: t.retryAfter}
 	var said *stripe.Error
 	switch {
 	case errors.As(err, &said):

@@ -43,7 +43,6 @@ type Failure struct {
 
 	unknown    bool
 	replayed   bool
-	noRetry    bool // the gateway said that a retry in place is useless
 	retryAfter time.Duration
 	cause      error // of the transport or the context; never the SDK's error, which prints the whole answer
 }
@@ -85,11 +84,13 @@ func (f *Failure) Replayed() bool { return f.replayed }
 // RetryAfter is the least time to wait; zero when nobody stated one.
 func (f *Failure) RetryAfter() time.Duration { return f.retryAfter }
 
-// retryable says whether another try in place, under the same key, may do better.
+// retryable says whether another try in place, under the same key, may do better or tell more. Stripe-Should-Retry is not asked: it
+// says "false" on a stored 500 because the answer will be the same, but the repeat tells us by Idempotent-Replayed that the first
+// execution is over, and that is what the caller needs to know before it looks up and takes a new key.
 func (f *Failure) retryable() bool {
 	switch f.Class {
 	case Conflict, Throttled, Server, Timeout, Connection, Malformed:
-		return !f.replayed && !f.noRetry
+		return !f.replayed
 	default:
 		return false
 	}

@@ -20,12 +20,11 @@ var errAnswerTooLarge = errors.New("the answer is larger than 8 MiB")
 // trip is what one HTTP call tells beside its body. The SDK drops status and headers when the body is not the API's JSON, as a
 // proxy's page is not, so they are noted below it.
 type trip struct {
-	sent        atomic.Bool // a connection was had: the gateway may have the request
-	status      int
-	replayed    bool
-	shouldRetry string
-	retryAfter  time.Duration
-	requestID   string
+	sent       atomic.Bool // a connection was had: the gateway may have the request
+	status     int
+	replayed   bool
+	retryAfter time.Duration
+	requestID  string
 }
 
 type tripKey struct{}
@@ -36,9 +35,17 @@ func (t *trip) context(ctx context.Context) context.Context {
 }
 
 // recorder notes status and headers of every call into its trip and bounds the body.
+//
+// It also takes GetBody away from writes: net/http would silently send a request with an Idempotency-Key again when a pooled
+// connection breaks. The same key makes that harmless, but tries are counted, limited and spaced by us, all of them.
 type recorder struct{ next http.RoundTripper }
 
 func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodPost {
+		once := *req
+		once.GetBody = nil
+		req = &once
+	}
 	res, err := r.next.RoundTrip(req)
 	if err != nil {
 		return nil, err
@@ -46,7 +53,6 @@ func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	if t, ok := req.Context().Value(tripKey{}).(*trip); ok {
 		t.status = res.StatusCode
 		t.replayed = res.Header.Get("Idempotent-Replayed") == "true"
-		t.shouldRetry = res.Header.Get("Stripe-Should-Retry")
 		t.retryAfter = parseRetryAfter(res.Header.Get("Retry-After"), time.Now())
 		t.requestID = token(res.Header.Get("Request-Id"))
 	}
