@@ -11,25 +11,43 @@ import (
 	"ordersaga/schemas/sagav1"
 )
 
-// Aliases of the generated internal messages, so that the rooms need not know where they are generated.
-type ( //nolint:revive // the comment is for all of them; each has its own where it is generated
-	ReserveStock         = sagav1.ReserveStock
-	StockReserved        = sagav1.StockReserved
-	StockRejected        = sagav1.StockRejected
-	CommitStock          = sagav1.CommitStock
-	StockCommitted       = sagav1.StockCommitted
-	ReleaseStock         = sagav1.ReleaseStock
-	StockReleased        = sagav1.StockReleased
-	AuthorizePayment     = sagav1.AuthorizePayment
-	PaymentAuthorized    = sagav1.PaymentAuthorized
-	PaymentDeclined      = sagav1.PaymentDeclined
-	CapturePayment       = sagav1.CapturePayment
-	PaymentCaptured      = sagav1.PaymentCaptured
+// The generated internal messages, under names that do not tell where they are generated.
+
+type (
+	// ReserveStock asks the stock to set the lines aside, all or none.
+	ReserveStock = sagav1.ReserveStock
+	// StockReserved says that all lines are set aside.
+	StockReserved = sagav1.StockReserved
+	// StockRejected says that nothing was set aside.
+	StockRejected = sagav1.StockRejected
+	// CommitStock turns the reservation into a sale.
+	CommitStock = sagav1.CommitStock
+	// StockCommitted says that the pieces left the stock.
+	StockCommitted = sagav1.StockCommitted
+	// ReleaseStock undoes ReserveStock, seen or not.
+	ReleaseStock = sagav1.ReleaseStock
+	// StockReleased says that nothing is set aside, nor ever will be.
+	StockReleased = sagav1.StockReleased
+	// AuthorizePayment asks the gateway to hold the amount.
+	AuthorizePayment = sagav1.AuthorizePayment
+	// PaymentAuthorized says that the amount is held.
+	PaymentAuthorized = sagav1.PaymentAuthorized
+	// PaymentDeclined says that nothing is held.
+	PaymentDeclined = sagav1.PaymentDeclined
+	// CapturePayment takes what was held: the pivot.
+	CapturePayment = sagav1.CapturePayment
+	// PaymentCaptured says that the money was taken.
+	PaymentCaptured = sagav1.PaymentCaptured
+	// PaymentCaptureFailed says that the money was not taken and will not be.
 	PaymentCaptureFailed = sagav1.PaymentCaptureFailed
-	ReversePayment       = sagav1.ReversePayment
-	PaymentReversed      = sagav1.PaymentReversed
-	StepStalled          = sagav1.StepStalled
-	StockLine            = sagav1.StockLine
+	// ReversePayment undoes AuthorizePayment and CapturePayment, seen or not.
+	ReversePayment = sagav1.ReversePayment
+	// PaymentReversed says that nothing is held or stays taken, nor ever will.
+	PaymentReversed = sagav1.PaymentReversed
+	// StepStalled tells the coordinator that a command stands still; it settles nothing.
+	StepStalled = sagav1.StepStalled
+	// StockLine is a number of pieces of one product.
+	StockLine = sagav1.StockLine
 )
 
 // Name is the short name of a message type, as stored in the outbox and in dead letters: ReserveStock.
