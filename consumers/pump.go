@@ -176,8 +176,8 @@ func (p *Pump) work(ctx context.Context, w Work) {
 func (p *Pump) take(ctx context.Context, w Work, want func(Lane) bool) (*Batch, context.Context, context.CancelCauseFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.gather(ctx)
 	for ctx.Err() == nil {
+		p.gather(ctx)
 		now := p.cfg.Clock()
 		if b := p.lanes.Take(now, p.cfg.MaxBatch, want); b != nil {
 			p.lastTake, p.lastSize = time.Now(), len(b.Records)
@@ -201,15 +201,15 @@ func (p *Pump) take(ctx context.Context, w Work, want func(Lane) bool) (*Batch, 
 }
 
 // gather waits for a larger batch where one is to be expected: a transaction costs about the same for ten records as for one. What
-// is to be expected is told from the last batch; with nothing coming in, a record is taken as soon as it is there.
+// is to be expected is told from the last batch; with little coming in, a record is taken as soon as it is there.
 func (p *Pump) gather(ctx context.Context) {
-	since := time.Since(p.lastTake)
-	if p.cfg.Gather <= 0 || since <= 0 || float64(p.lastSize)/float64(since)*float64(p.cfg.Gather) < 2 {
+	begun := time.Now()
+	since := begun.Sub(p.lastTake)
+	if p.cfg.Gather <= 0 || p.lanes.Waiting() == 0 || since > 0 && float64(p.lastSize)/float64(since)*float64(p.cfg.Gather) < 2 {
 		return
 	}
-	until := time.Now().Add(p.cfg.Gather)
 	for p.lanes.Waiting() < p.cfg.GatherTo && ctx.Err() == nil {
-		left := time.Until(until)
+		left := p.cfg.Gather - time.Since(begun)
 		if left <= 0 {
 			return
 		}

@@ -59,9 +59,10 @@ func (r *run[T]) transact(ctx context.Context, items []*item[T], apply Apply[T])
 	case dataError(err) || poison(err):
 		r.takeApart(ctx, items, apply, err)
 	case items[0].whole < wholeTries:
+		ready := time.Now().Add(fullJitter(inPlaceMin, inPlaceMax, items[0].whole))
 		for _, it := range items {
 			it.whole++
-			it.ready = time.Now().Add(fullJitter(inPlaceMin, inPlaceMax, it.whole))
+			it.ready = ready
 		}
 	default:
 		r.takeApart(ctx, items, apply, err)
@@ -87,9 +88,16 @@ func (r *run[T]) takeApart(ctx context.Context, items []*item[T], apply Apply[T]
 		r.transact(ctx, items, nil)
 	default:
 		// A dead letter that cannot be written stops consumption: to go on would be to lose a record.
-		r.hold(items, err)
+		r.hold(items, &unstorableError{err})
 	}
 }
+
+// unstorableError is a verdict that the database does not take.
+type unstorableError struct{ err error }
+
+func (e *unstorableError) Error() string { return "the verdict cannot be stored: " + e.err.Error() }
+func (e *unstorableError) Unwrap() error { return e.err }
+func (*unstorableError) Outage() string  { return "dead letters" }
 
 // settleAll takes note of committed verdicts. What is held for one reason is held together, so that it goes on as one batch.
 func (r *run[T]) settleAll(verdicts []decided[T]) {
