@@ -70,31 +70,31 @@ type Tx struct {
 	open    bool  // begin was sent
 	emitted bool  // the outbox got rows: the relay is woken after the commit
 	err     error // the first failure: the transaction is lost, and every later call says so
+
+	payments map[paymentKey]bool // the rows that LockPayments found
 }
 
 type statement struct {
 	name string
 	sql  string
 	args []any
+	scan func(pgx.Rows) error // called for each row; nil: rows are not looked at
 }
 
 // queue adds a statement that answers nothing. It goes with the next read or with the commit.
 func (t *Tx) queue(name, sql string, args ...any) {
-	t.queued = append(t.queued, statement{name, sql, args})
+	t.queued = append(t.queued, statement{name: name, sql: sql, args: args})
+}
+
+// queueRead adds a read whose answer is wanted only when the next one is sent.
+func (t *Tx) queueRead(name, sql string, args []any, scan func(pgx.Rows) error) {
+	t.queued = append(t.queued, statement{name: name, sql: sql, args: args, scan: scan})
 }
 
 // query sends everything queued and this statement in one round trip; scan is called for each row.
 func (t *Tx) query(ctx context.Context, name, sql string, args []any, scan func(pgx.Rows) error) error {
-	t.queue(name, sql, args...)
-	return t.send(ctx, false, scan)
-}
-
-// flush sends what is queued without waiting for the commit, so that an error shows here. Rarely needed.
-func (t *Tx) flush(ctx context.Context) error {
-	if len(t.queued) == 0 {
-		return t.err
-	}
-	return t.send(ctx, false, nil)
+	t.queueRead(name, sql, args, scan)
+	return t.send(ctx, false)
 }
 
 func (t *Tx) commit(ctx context.Context) error {
@@ -104,7 +104,7 @@ func (t *Tx) commit(ctx context.Context) error {
 	if len(t.queued) == 0 && !t.open {
 		return nil
 	}
-	return t.send(ctx, true, nil)
+	return t.send(ctx, true)
 }
 
 const (
@@ -114,18 +114,18 @@ const (
 
 // send is one round trip. A transaction that only wrote is one pipeline, which the server runs as one transaction without being told
 // begin and commit; any other is opened with its first statements and closed with its last.
-func (t *Tx) send(ctx context.Context, commit bool, scan func(pgx.Rows) error) error {
+func (t *Tx) send(ctx context.Context, commit bool) error {
 	if t.err != nil {
 		return t.err
 	}
-	if t.err = t.sendOnce(ctx, commit, scan); t.err == nil {
+	if t.err = t.sendOnce(ctx, commit); t.err == nil {
 		t.queued = t.queued[:0]
 		t.open = !commit
 	}
 	return t.err
 }
 
-func (t *Tx) sendOnce(ctx context.Context, commit bool, scan func(pgx.Rows) error) error {
+func (t *Tx) sendOnce(ctx context.Context, commit bool) error {
 	if t.conn == nil {
 		c, err := t.db.acquire(ctx, t.pool)
 		if err != nil {
@@ -138,19 +138,15 @@ func (t *Tx) sendOnce(ctx context.Context, commit bool, scan func(pgx.Rows) erro
 		list = append(list, statement{name: nameBegin, sql: "begin"})
 	}
 	list = append(list, t.queued...)
-	reads := len(list) - 1
 	if commit && t.open {
 		list = append(list, statement{name: nameCommit, sql: "commit"})
-	}
-	if scan == nil {
-		reads = -1
 	}
 	b := &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(list))}
 	for i := range list {
 		b.Queue(list[i].sql, list[i].args...)
 	}
 	results := t.conn.SendBatch(ctx, b)
-	failed, err := receive(results, list, reads, scan)
+	failed, err := receive(results, list)
 	if cerr := results.Close(); err == nil && cerr != nil {
 		// Everything was answered but the end of the pipeline: without begin and commit that end is the commit.
 		failed, err = nameCommit, cerr
@@ -162,9 +158,9 @@ func (t *Tx) sendOnce(ctx context.Context, commit bool, scan func(pgx.Rows) erro
 }
 
 // receive takes the results in order and answers which statement failed.
-func receive(results pgx.BatchResults, list []statement, reads int, scan func(pgx.Rows) error) (failed string, err error) {
+func receive(results pgx.BatchResults, list []statement) (failed string, err error) {
 	for i := range list {
-		if i == reads {
+		if scan := list[i].scan; scan != nil {
 			rows, err := results.Query()
 			if err == nil {
 				err = eachRow(rows, scan)

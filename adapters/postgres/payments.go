@@ -1,0 +1,119 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"ordersaga/consumers/steps"
+	"ordersaga/domain"
+)
+
+var _ steps.PaymentTx = (*Tx)(nil)
+
+type paymentKey struct {
+	order domain.OrderID
+	op    domain.PaymentOp
+}
+
+func comparePaymentKeys(a, b *domain.PaymentStep) int {
+	if c := a.Order.Compare(b.Order); c != 0 {
+		return c
+	}
+	return compare(a.Op, b.Op)
+}
+
+// LockPayments locks in the order of (order, operation). What has no row can't be locked: two that find none meet in the primary key
+// of the row they insert, so an undo that finds no action must leave its tombstone under the action's own operation.
+func (t *Tx) LockPayments(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Payment, error) {
+	out := make(map[domain.OrderID]*domain.Payment, len(orders))
+	if len(orders) == 0 {
+		return out, nil
+	}
+	for _, id := range orders {
+		out[id] = domain.NewPayment(id)
+	}
+	if t.payments == nil {
+		t.payments = make(map[paymentKey]bool, len(orders))
+	}
+	const q = `SELECT order_id, op, state, attempt, amount_minor, currency, method, ref, code, begun FROM payments WHERE order_id = ANY($1) ORDER BY order_id, op FOR NO KEY UPDATE`
+	err := t.query(ctx, "lock payments", q, []any{orders}, func(r pgx.Rows) error {
+		s, err := scanPayment(r)
+		if err != nil {
+			return err
+		}
+		out[s.Order].Steps[s.Op] = &s
+		t.payments[paymentKey{s.Order, s.Op}] = true
+		return nil
+	})
+	return out, err
+}
+
+func scanPayment(r pgx.Rows) (s domain.PaymentStep, err error) {
+	err = r.Scan((*[16]byte)(&s.Order), (*string)(&s.Op), (*string)(&s.State), &s.Attempt, &s.Amount.Minor, &s.Amount.Currency, &s.Method, &s.Ref, &s.Code, &s.Begun)
+	return s, err
+}
+
+// A step that has no time yet begins now, by the database's clock.
+const insertPayments = `
+INSERT INTO payments (order_id, op, state, attempt, amount_minor, currency, method, ref, code, begun)
+SELECT id, op, state, attempt, amount, currency, method, ref, code, coalesce(begun, now())
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[])
+  AS u(id, op, state, attempt, amount, currency, method, ref, code, begun)`
+
+const updatePayments = `
+UPDATE payments p SET state = u.state, attempt = u.attempt, amount_minor = u.amount, currency = u.currency, method = u.method, ref = u.ref, code = u.code,
+  begun = coalesce(u.begun, now())
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[])
+  AS u(id, op, state, attempt, amount, currency, method, ref, code, begun)
+WHERE p.order_id = u.id AND p.op = u.op`
+
+// SavePayments updates the changed steps that LockPayments of this transaction found and inserts the others. One that is there
+// already violates the primary key: InTx starts over and finds it. A step whose Begun is zero begins at the database's now.
+func (t *Tx) SavePayments(_ context.Context, ps []*domain.Payment) error {
+	var fresh, known []*domain.PaymentStep
+	for _, p := range ps {
+		for op := range p.Changed {
+			s := p.Steps[op]
+			if s == nil {
+				return fmt.Errorf("postgres: save payments: order %s has no step %s to save", p.Order, op)
+			}
+			if t.payments[paymentKey{s.Order, op}] {
+				known = append(known, s)
+			} else {
+				fresh = append(fresh, s)
+			}
+		}
+	}
+	if len(fresh) > 0 {
+		t.queue("insert payments", insertPayments, paymentColumns(fresh)...)
+		for _, s := range fresh {
+			if t.payments == nil {
+				t.payments = map[paymentKey]bool{}
+			}
+			t.payments[paymentKey{s.Order, s.Op}] = true
+		}
+	}
+	if len(known) > 0 {
+		t.queue("update payments", updatePayments, paymentColumns(known)...)
+	}
+	return nil
+}
+
+func paymentColumns(list []*domain.PaymentStep) []any {
+	slices.SortFunc(list, comparePaymentKeys)
+	n := len(list)
+	ids, ops, states, attempts, amounts := make([]domain.OrderID, n), make([]string, n), make([]string, n), make([]int32, n), make([]int64, n)
+	currencies, methods, refs, codes, begun := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]*time.Time, n)
+	for i, s := range list {
+		ids[i], ops[i], states[i], attempts[i], amounts[i] = s.Order, string(s.Op), string(s.State), int32(s.Attempt), s.Amount.Minor //nolint:gosec // a handful of attempts
+		currencies[i], methods[i], refs[i], codes[i] = s.Amount.Currency, clean(s.Method), clean(s.Ref), clean(s.Code)
+		if !s.Begun.IsZero() {
+			begun[i] = &s.Begun
+		}
+	}
+	return []any{ids, ops, states, attempts, amounts, currencies, methods, refs, codes, begun}
+}

@@ -1,0 +1,209 @@
+package postgres
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"ordersaga/domain"
+	"ordersaga/saga"
+)
+
+// Locked in the order of order ids by the LockRows above the sort: every batch takes its sagas in this order (F27).
+const lockSagas = `
+SELECT order_id, definition, def_version, total_minor, currency, version, sequence, phase, status, coalesce(reason, ''), steps, undos, cancel,
+       stuck_since, coalesce(stuck_reason, ''), coalesce(stuck_owner, '')
+FROM sagas WHERE order_id = ANY($1) ORDER BY order_id FOR NO KEY UPDATE`
+
+// LockSagas reads sagas and locks them.
+func (t *Tx) LockSagas(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]*saga.Instance, error) {
+	out := make(map[domain.OrderID]*saga.Instance, len(ids))
+	if len(ids) == 0 {
+		return out, nil
+	}
+	err := t.query(ctx, "lock sagas", lockSagas, []any{ids}, func(r pgx.Rows) error {
+		in := &saga.Instance{}
+		s := &in.State
+		var steps, undos, stuck, owner string
+		var since *time.Time
+		err := r.Scan((*[16]byte)(&in.Order), &s.Definition, &s.DefVersion, &in.Total.Minor, &in.Total.Currency, &s.Version, &s.Sequence,
+			(*string)(&s.Phase), (*string)(&s.Status), (*string)(&s.Reason), &steps, &undos, &s.Cancel, &since, &stuck, &owner)
+		if err != nil {
+			return err
+		}
+		s.Steps, s.Undos = progress(steps), progress(undos)
+		if since != nil {
+			s.Stuck = &saga.Stuck{Reason: stuck, Owner: owner, Since: *since}
+		}
+		out[in.Order] = in
+		return nil
+	})
+	return out, err
+}
+
+func letters(p []saga.Progress) string {
+	var b strings.Builder
+	for _, x := range p {
+		b.WriteByte(byte(x))
+	}
+	return b.String()
+}
+
+func progress(s string) []saga.Progress {
+	out := make([]saga.Progress, len(s))
+	for i := range len(s) {
+		out[i] = saga.Progress(s[i])
+	}
+	return out
+}
+
+// The rows are locked by LockSagas. A deadline is in microseconds from now, 0: none any more, -1: as it is; a deadline that stands
+// still keeps the update HOT, although its column is named. Since when a saga is stuck stays while the flag stands.
+const saveSagas = `
+UPDATE sagas s SET version = u.version, sequence = u.seq, phase = u.phase, status = u.status, reason = NULLIF(u.reason, ''), steps = u.steps, undos = u.undos,
+  cancel = u.cancel, updated_at = now(), ended_at = CASE WHEN u.ended THEN coalesce(s.ended_at, now()) END,
+  deadline = CASE WHEN u.after > 0 THEN now() + u.after * interval '1 microsecond' WHEN u.after < 0 THEN s.deadline END,
+  stuck_since = CASE WHEN u.stuck THEN coalesce(s.stuck_since, now()) END, stuck_reason = CASE WHEN u.stuck THEN u.why END,
+  stuck_owner = CASE WHEN u.stuck THEN NULLIF(u.owner, '') END
+FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bool[], $10::bool[], $11::bigint[], $12::bool[],
+            $13::text[], $14::text[])
+  AS u(id, version, seq, phase, status, reason, steps, undos, cancel, ended, after, stuck, why, owner)
+WHERE s.order_id = u.id`
+
+// The rows are written under their sagas' locks, in the same order.
+const saveOrders = `
+UPDATE orders o SET sequence = u.seq, status = u.status, reason = NULLIF(u.reason, ''), updated_at = now()
+FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[]) AS u(id, seq, status, reason) WHERE o.id = u.id`
+
+// SaveSagas stores sagas that LockSagas locked, and the orders of those whose status or sequence changed.
+func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
+	n := len(changes)
+	if n == 0 {
+		return nil
+	}
+	changes = slices.Clone(changes)
+	slices.SortFunc(changes, func(a, b saga.Change) int { return a.Order.Compare(b.Order) })
+	var (
+		ids                                     = make([]domain.OrderID, n)
+		versions, seqs                          = make([]int32, n), make([]int32, n)
+		phases, statuses, reasons, steps, undos = make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+		whys, owners                            = make([]string, n), make([]string, n)
+		cancels, ended, stuck                   = make([]bool, n), make([]bool, n), make([]bool, n)
+		after                                   = make([]int64, n)
+		orders                                  []domain.OrderID
+		orderSeqs                               []int32
+		orderStatuses, orderReasons             []string
+	)
+	for i := range changes {
+		c := &changes[i]
+		s := &c.State
+		ids[i], versions[i], seqs[i], phases[i] = c.Order, s.Version, s.Sequence, string(s.Phase)
+		statuses[i], reasons[i], steps[i], undos[i] = string(s.Status), string(s.Reason), letters(s.Steps), letters(s.Undos)
+		cancels[i], ended[i], after[i] = s.Cancel, s.Phase.Ended(), -1
+		if c.Timer.Change {
+			after[i] = max(c.Timer.After.Microseconds(), 0)
+		}
+		if s.Stuck != nil {
+			stuck[i], whys[i], owners[i] = true, clean(s.Stuck.Reason), clean(s.Stuck.Owner)
+		}
+		if c.OrderChanged {
+			orders, orderSeqs = append(orders, c.Order), append(orderSeqs, s.Sequence)
+			orderStatuses, orderReasons = append(orderStatuses, statuses[i]), append(orderReasons, reasons[i])
+		}
+	}
+	t.queue("save sagas", saveSagas, ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners)
+	if len(orders) > 0 {
+		t.queue("save orders", saveOrders, orders, orderSeqs, orderStatuses, orderReasons)
+	}
+	return nil
+}
+
+const appendHistory = `
+INSERT INTO saga_history (order_id, version, cause, input, name, reason, owner, phase, status, actor)
+SELECT id, version, NULLIF(cause, '00000000-0000-0000-0000-000000000000'), input, NULLIF(name, ''), NULLIF(reason, ''), NULLIF(owner, ''), phase, status, NULLIF(actor, '')
+FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[])
+  AS u(id, version, cause, input, name, reason, owner, phase, status, actor)`
+
+// AppendHistory inserts in the order given: a saga's lock is held, so nobody else appends to it.
+func (t *Tx) AppendHistory(_ context.Context, entries []saga.HistoryEntry) error {
+	n := len(entries)
+	if n == 0 {
+		return nil
+	}
+	var (
+		ids                                                      = make([]domain.OrderID, n)
+		causes                                                   = make([]uuid.UUID, n)
+		versions                                                 = make([]int32, n)
+		inputs, names, reasons, owners, phases, statuses, actors = make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	)
+	for i := range entries {
+		e := &entries[i]
+		ids[i], versions[i], causes[i] = e.Order, e.Version, e.Cause
+		inputs[i], names[i], reasons[i], owners[i] = string(e.Input.Kind), clean(e.Input.Name), clean(e.Input.Reason), clean(e.Input.Owner)
+		phases[i], statuses[i], actors[i] = string(e.Phase), string(e.Status), clean(e.Actor)
+	}
+	t.queue("append history", appendHistory, ids, versions, causes, inputs, names, reasons, owners, phases, statuses, actors)
+	return nil
+}
+
+// DueSagas locks in the order of deadlines and skips what others hold: it never waits, so it closes no circle of waits.
+func (t *Tx) DueSagas(ctx context.Context, limit int) ([]domain.OrderID, error) {
+	var out []domain.OrderID
+	const q = `SELECT order_id FROM sagas WHERE deadline <= now() ORDER BY deadline LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED`
+	err := t.query(ctx, "due sagas", q, []any{limit}, func(r pgx.Rows) error {
+		var id domain.OrderID
+		err := r.Scan((*[16]byte)(&id))
+		out = append(out, id)
+		return err
+	})
+	return out, err
+}
+
+// awayFor is how long a report of a dependency as away is believed; whoever finds it away reports it again well within that.
+const awayFor = time.Minute
+
+// Away reads the reports of the last minute.
+func (t *Tx) Away(ctx context.Context) (map[string]bool, error) {
+	out := map[string]bool{}
+	err := t.query(ctx, "outages", `SELECT dependency FROM outages WHERE seen_at > now() - $1::interval`, []any{awayFor}, func(r pgx.Rows) error {
+		var d string
+		err := r.Scan(&d)
+		out[d] = true
+		return err
+	})
+	return out, err
+}
+
+// SetAway keeps since when a dependency is away as long as the reports follow each other.
+func (t *Tx) SetAway(_ context.Context, dependency string, away bool) error {
+	if !away {
+		t.queue("dependency is back", `DELETE FROM outages WHERE dependency = $1`, dependency)
+		return nil
+	}
+	t.queue("dependency is away", `
+INSERT INTO outages AS o (dependency) VALUES ($1) ON CONFLICT (dependency) DO UPDATE
+SET seen_at = now(), since = CASE WHEN o.seen_at > now() - $2::interval THEN o.since ELSE now() END`, dependency, awayFor)
+	return nil
+}
+
+// Audit appends to the operators' log.
+func (t *Tx) Audit(_ context.Context, entries []saga.AuditEntry) error {
+	n := len(entries)
+	if n == 0 {
+		return nil
+	}
+	actors, actions, targets, notes, details := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	for i, e := range entries {
+		actors[i], actions[i], targets[i], notes[i], details[i] = clean(e.Actor), clean(e.Action), clean(e.Target), clean(e.Note), clean(e.Detail)
+	}
+	t.queue("audit", insertAudit, actors, actions, targets, notes, details)
+	return nil
+}
+
+const insertAudit = `
+INSERT INTO audit_log (actor, action, target, note, detail)
+SELECT actor, action, target, note, NULLIF(detail, '')::jsonb FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) AS u(actor, action, target, note, detail)`
