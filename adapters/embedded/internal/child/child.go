@@ -20,6 +20,9 @@ import (
 // tailBytes bounds how much of a child's output is kept for an error message.
 const tailBytes = 64 << 10
 
+// killGrace is how long the kernel gets to end a killed process, which may hang in a write to a slow disk.
+const killGrace = 10 * time.Second
+
 // Process is a started child. Its methods may be called from any goroutine.
 type Process struct {
 	cmd  *exec.Cmd
@@ -78,18 +81,19 @@ func (p *Process) Signal(sig syscall.Signal) error {
 type Step struct {
 	Signal syscall.Signal
 	Grace  time.Duration
+	// Polite steps are cut short when the context is done; the others are what makes the child end.
+	Polite bool
 }
 
-// Stop climbs the steps until the child has ended. When ctx is done the present step's grace ends at once, so the last step, which should
-// be SIGKILL, is always reached and Stop returns soon after ctx.
+// Stop climbs the steps, the last of which should be SIGKILL, until the child has ended.
 func (p *Process) Stop(ctx context.Context, steps ...Step) error {
-	for i, step := range steps {
+	for _, step := range steps {
 		if err := p.Signal(step.Signal); err != nil {
 			return err
 		}
-		cancelled := ctx.Done()
-		if i == len(steps)-1 {
-			cancelled = nil // the last step's grace is the bound
+		var cancelled <-chan struct{}
+		if step.Polite {
+			cancelled = ctx.Done()
 		}
 		timer := time.NewTimer(step.Grace)
 		select {
@@ -120,7 +124,7 @@ func Run(ctx context.Context, cmd *exec.Cmd) (string, error) {
 		}
 		return out.String(), nil
 	case <-ctx.Done():
-		err := p.Stop(context.Background(), Step{killSignal, 10 * time.Second})
+		err := p.Stop(context.Background(), Step{Signal: killSignal, Grace: killGrace})
 		return out.String(), errors.Join(fmt.Errorf("%s: %w", cmd.Path, ctx.Err()), err)
 	}
 }
