@@ -156,8 +156,6 @@ func (t *Tx) SelectDead(ctx context.Context, f consumers.DeadFilter, limit int) 
 	return out, err
 }
 
-var _ consumers.DeadReader = (*DB)(nil)
-
 // DeadLetters answers a page, newest first; the cursor is the last id of the page before.
 func (db *DB) DeadLetters(ctx context.Context, f consumers.DeadFilter, cursor string, limit int) (page []consumers.DeadLetter, next string, err error) {
 	cond, args := where(&f)

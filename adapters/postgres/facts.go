@@ -39,6 +39,13 @@ func (db *DB) CountSagasUnderWay(ctx context.Context) (running, stuck int64, err
 	return running, stuck, err
 }
 
+// RunningSagas counts the sagas that have not ended, up to a limit: for admission, which asks often.
+func (db *DB) RunningSagas(ctx context.Context, limit int64) (n int64, err error) {
+	const q = `SELECT count(*) FROM (SELECT FROM sagas s WHERE ` + underWay + ` LIMIT $1) x`
+	err = db.query(ctx, Intake, "count running sagas", q, []any{limit}, func(r pgx.Rows) error { return r.Scan(&n) })
+	return n, err
+}
+
 // OldestUnderWay is how long ago the saga that has not changed for longest among those under way did change; 0: there is none.
 func (db *DB) OldestUnderWay(ctx context.Context) (seconds float64, err error) {
 	const q = `SELECT coalesce(extract(epoch FROM now() - min(s.updated_at)), 0)::float8 FROM sagas s WHERE ` + underWay

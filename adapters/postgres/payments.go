@@ -8,11 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"ordersaga/consumers/steps"
 	"ordersaga/domain"
 )
-
-var _ steps.PaymentTx = (*Tx)(nil)
 
 type paymentKey struct {
 	order domain.OrderID

@@ -12,14 +12,18 @@ import (
 	"ordersaga/saga"
 )
 
-var _ saga.Catalogue = (*DB)(nil)
-
-// ProductView is a product with its stock. OnHand = Available + Reserved.
+// ProductView is a product with its stock.
 type ProductView struct {
 	domain.Product
-	Available int64
-	Reserved  int64
-	OnHand    int64
+	Stock domain.Stock
+}
+
+// ProductChange is what PutProduct shall make of a product.
+type ProductChange struct {
+	Product domain.Product
+	OnHand  *int64 // what lies in the warehouse; nil: as it is
+	Actor   string
+	Note    string // why, for the adjustment and the operators' log
 }
 
 // Products reads prices along the primary key, on the intake's pool; SKUs that it does not know are left out.
@@ -48,10 +52,11 @@ func scanProduct(r pgx.Rows) (p domain.Product, err error) {
 	return p, err
 }
 
-func checkProduct(p *domain.Product, onHand int64) *domain.Refusal {
+func checkProduct(c *ProductChange) *domain.Refusal {
 	bad := func(field, detail string) *domain.Refusal {
 		return &domain.Refusal{Reason: domain.Invalid, Field: field, Detail: detail}
 	}
+	p := &c.Product
 	switch {
 	case p.SKU == "" || len(p.SKU) > domain.MaxIDLength || clean(string(p.SKU)) != string(p.SKU):
 		return bad("/sku", fmt.Sprintf("a sku has 1 to %d bytes of UTF-8", domain.MaxIDLength))
@@ -59,33 +64,38 @@ func checkProduct(p *domain.Product, onHand int64) *domain.Refusal {
 		return bad("/unit_price_minor", fmt.Sprintf("unit_price_minor %d is not between 0 and %d", p.UnitPrice.Minor, domain.MaxMinor))
 	case !domain.ValidCurrency(p.UnitPrice.Currency):
 		return bad("/currency", fmt.Sprintf("currency %.8q is not a three-letter ISO 4217 code in upper case", p.UnitPrice.Currency))
-	case onHand < 0:
-		return bad("/on_hand", fmt.Sprintf("on_hand %d is negative", onHand))
+	case c.OnHand != nil && (*c.OnHand < 0 || *c.OnHand > maxOnHand):
+		return bad("/on_hand", fmt.Sprintf("on_hand %d is not between 0 and %d", *c.OnHand, int64(maxOnHand)))
 	}
 	return nil
 }
 
-// PutProduct creates or changes a product and sets what lies in the warehouse. A change of that is a recorded adjustment; any change is in the
-// operators' log. It answers a *domain.Refusal if a value is not possible, such as fewer on hand than are reserved. The catalogue and the
-// stock are written in one transaction but by statements of their own.
-func (db *DB) PutProduct(ctx context.Context, actor string, p domain.Product, onHand int64) (view ProductView, created bool, err error) {
-	if actor == "" {
+// maxOnHand keeps sums of stock far from the end of 64 bits.
+const maxOnHand = 1_000_000_000_000
+
+// PutProduct creates or changes a product and sets what lies in the warehouse. A change of that is a recorded adjustment; any change is in
+// the operators' log. It answers a *domain.Refusal if a value is not possible, such as fewer on hand than are reserved. The catalogue and
+// the stock are written in one transaction but by statements of their own.
+func (db *DB) PutProduct(ctx context.Context, c ProductChange) (view ProductView, created bool, err error) {
+	if c.Actor == "" {
 		return view, false, errors.New("postgres: put product: no actor")
 	}
-	if r := checkProduct(&p, onHand); r != nil {
+	if r := checkProduct(&c); r != nil {
 		return view, false, r
 	}
-	p.Name = clean(p.Name)
+	c.Product.Name = clean(c.Product.Name)
 	err = db.InTx(ctx, func(ctx context.Context, tx *Tx) (err error) {
-		view, created, err = tx.putProduct(ctx, actor, p, onHand)
+		view, created, err = tx.putProduct(ctx, &c)
 		return err
 	})
 	return view, created, err
 }
 
-func (t *Tx) putProduct(ctx context.Context, actor string, p domain.Product, onHand int64) (view ProductView, created bool, err error) {
+func (t *Tx) putProduct(ctx context.Context, c *ProductChange) (view ProductView, created bool, err error) {
+	p := c.Product
+	sku := string(p.SKU)
 	var old *domain.Product
-	t.queueRead("lock product", `SELECT sku, name, unit_price_minor, currency FROM products WHERE sku = $1 FOR NO KEY UPDATE`, []any{string(p.SKU)}, func(r pgx.Rows) error {
+	t.queueRead("lock product", `SELECT sku, name, unit_price_minor, currency FROM products WHERE sku = $1 FOR NO KEY UPDATE`, []any{sku}, func(r pgx.Rows) error {
 		o, err := scanProduct(r)
 		old = &o
 		return err
@@ -94,46 +104,53 @@ func (t *Tx) putProduct(ctx context.Context, actor string, p domain.Product, onH
 	if err != nil {
 		return view, false, err
 	}
-	stock := rows[p.SKU]
-	fresh := stock == nil
-	if fresh {
-		stock = &domain.Stock{SKU: p.SKU}
-	}
-	before := stock.OnHand()
-	if err := stock.Adjust(onHand); err != nil {
-		return view, false, &domain.Refusal{Reason: domain.Invalid, Field: "/on_hand", Detail: err.Error()}
-	}
 	switch {
 	case old == nil:
-		t.queue("insert product", `INSERT INTO products (sku, name, unit_price_minor, currency) VALUES ($1, $2, $3, $4)`, string(p.SKU), p.Name, p.UnitPrice.Minor, p.UnitPrice.Currency)
+		t.queue("insert product", `INSERT INTO products (sku, name, unit_price_minor, currency) VALUES ($1, $2, $3, $4)`, sku, p.Name, p.UnitPrice.Minor, p.UnitPrice.Currency)
 	case *old != p:
-		t.queue("update product", `UPDATE products SET name = $2, unit_price_minor = $3, currency = $4, updated_at = now() WHERE sku = $1`,
-			string(p.SKU), p.Name, p.UnitPrice.Minor, p.UnitPrice.Currency)
+		t.queue("update product", `UPDATE products SET name = $2, unit_price_minor = $3, currency = $4, updated_at = now() WHERE sku = $1`, sku, p.Name, p.UnitPrice.Minor, p.UnitPrice.Currency)
 	}
-	delta := onHand - before
-	switch {
-	case fresh:
-		t.queue("insert stock", `INSERT INTO stock (sku, available, reserved, sold) VALUES ($1, $2, 0, 0)`, string(p.SKU), stock.Available)
-	case delta != 0:
-		err = t.SaveStock(ctx, []domain.Stock{*stock})
-	}
-	if delta != 0 {
-		t.queue("record adjustment", `INSERT INTO stock_adjustments (sku, delta, on_hand_after, actor) VALUES ($1, $2, $3, $4)`, string(p.SKU), delta, onHand, clean(actor))
-	}
+	stock, delta, err := t.adjust(ctx, rows[p.SKU], c)
 	if err == nil && (old == nil || *old != p || delta != 0) {
-		err = t.auditProduct(ctx, actor, p, before, onHand)
+		err = t.auditProduct(ctx, c, stock.OnHand()-delta, stock.OnHand())
 	}
-	return ProductView{Product: p, Available: stock.Available, Reserved: stock.Reserved, OnHand: onHand}, old == nil, err
+	return ProductView{Product: p, Stock: stock}, old == nil, err
 }
 
-func (t *Tx) auditProduct(ctx context.Context, actor string, p domain.Product, before, after int64) error {
+// adjust sets the stock of a product, locked or not there yet, and records by how much it changed.
+func (t *Tx) adjust(ctx context.Context, locked *domain.Stock, c *ProductChange) (stock domain.Stock, delta int64, err error) {
+	stock = domain.Stock{SKU: c.Product.SKU}
+	if locked != nil {
+		stock = *locked
+	}
+	if c.OnHand != nil {
+		delta = *c.OnHand - stock.OnHand()
+		if err := stock.Adjust(*c.OnHand); err != nil {
+			return stock, 0, &domain.Refusal{Reason: domain.Invalid, Field: "/on_hand", Detail: err.Error()}
+		}
+	}
+	if locked == nil {
+		t.queue("insert stock", `INSERT INTO stock (sku, available, reserved, sold) VALUES ($1, $2, 0, 0)`, string(stock.SKU), stock.Available)
+	}
+	if delta == 0 {
+		return stock, 0, nil
+	}
+	t.queue("record adjustment", `INSERT INTO stock_adjustments (sku, delta, on_hand_after, actor, note) VALUES ($1, $2, $3, $4, $5)`,
+		string(stock.SKU), delta, stock.OnHand(), clean(c.Actor), clean(c.Note))
+	if locked != nil {
+		err = t.SaveStock(ctx, []domain.Stock{stock})
+	}
+	return stock, delta, err
+}
+
+func (t *Tx) auditProduct(ctx context.Context, c *ProductChange, before, after int64) error {
 	detail, err := json.Marshal(map[string]any{
-		"name": p.Name, "unit_price_minor": p.UnitPrice.Minor, "currency": p.UnitPrice.Currency, "on_hand_before": before, "on_hand": after,
+		"name": c.Product.Name, "unit_price_minor": c.Product.UnitPrice.Minor, "currency": c.Product.UnitPrice.Currency, "on_hand_before": before, "on_hand": after,
 	})
 	if err != nil {
 		return fmt.Errorf("postgres: audit of a product: %w", err)
 	}
-	return t.Audit(ctx, []saga.AuditEntry{{Actor: actor, Action: "product.put", Target: string(p.SKU), Detail: string(detail)}})
+	return t.Audit(ctx, []saga.AuditEntry{{Actor: c.Actor, Action: "product.put", Target: string(c.Product.SKU), Note: c.Note, Detail: string(detail)}})
 }
 
 // GetProduct answers nil if there is none.
@@ -164,7 +181,7 @@ func (db *DB) productViews(ctx context.Context, cond string, args ...any) (list 
 	err = db.query(ctx, Operators, "list products", `SELECT sku, name, unit_price_minor, currency FROM products WHERE `+cond, args, func(r pgx.Rows) error {
 		p, err := scanProduct(r)
 		at[string(p.SKU)] = len(list)
-		list = append(list, ProductView{Product: p})
+		list = append(list, ProductView{Product: p, Stock: domain.Stock{SKU: p.SKU}})
 		return err
 	})
 	if err != nil || len(list) == 0 {
@@ -174,12 +191,9 @@ func (db *DB) productViews(ctx context.Context, cond string, args ...any) (list 
 	for i := range list {
 		skus[i] = string(list[i].SKU)
 	}
-	err = db.query(ctx, Operators, "list stock", `SELECT sku, available, reserved FROM stock WHERE sku = ANY($1)`, []any{skus}, func(r pgx.Rows) error {
-		var sku string
-		var available, reserved int64
-		err := r.Scan(&sku, &available, &reserved)
-		v := &list[at[sku]]
-		v.Available, v.Reserved, v.OnHand = available, reserved, available+reserved
+	err = db.query(ctx, Operators, "list stock", `SELECT sku, available, reserved, sold FROM stock WHERE sku = ANY($1)`, []any{skus}, func(r pgx.Rows) error {
+		s, err := scanStock(r)
+		list[at[string(s.SKU)]].Stock = s
 		return err
 	})
 	return list, err

@@ -16,8 +16,6 @@ import (
 	"ordersaga/saga"
 )
 
-var _ saga.Reader = (*DB)(nil)
-
 const (
 	viewColumns = orderColumns + `, s.definition, s.def_version, s.version, s.phase, s.steps, s.undos, s.cancel, s.deadline, s.stuck_since, coalesce(s.stuck_reason, ''),
   coalesce(s.stuck_owner, ''), s.updated_at`

@@ -6,11 +6,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"ordersaga/consumers/steps"
 	"ordersaga/domain"
 )
-
-var _ steps.StockTx = (*Tx)(nil)
 
 // LockReservations locks in the order of order ids.
 func (t *Tx) LockReservations(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Reservation, error) {
@@ -41,12 +38,16 @@ func (t *Tx) LockStock(ctx context.Context, skus []domain.SKU) (map[domain.SKU]*
 	}
 	const q = `SELECT sku, available, reserved, sold FROM stock WHERE sku = ANY($1) ORDER BY sku FOR NO KEY UPDATE`
 	err := t.query(ctx, "lock stock", q, []any{texts(skus)}, func(r pgx.Rows) error {
-		s := &domain.Stock{}
-		err := r.Scan((*string)(&s.SKU), &s.Available, &s.Reserved, &s.Sold)
-		out[s.SKU] = s
+		s, err := scanStock(r)
+		out[s.SKU] = &s
 		return err
 	})
 	return out, err
+}
+
+func scanStock(r pgx.Rows) (s domain.Stock, err error) {
+	err = r.Scan((*string)(&s.SKU), &s.Available, &s.Reserved, &s.Sold)
+	return s, err
 }
 
 func texts[T ~string](in []T) []string {
