@@ -69,7 +69,8 @@ type Fault struct {
 	Hang        Duration `json:"hang,omitempty"`         // how long a Timeout hangs; zero: until the client goes
 	Outage      string   `json:"outage,omitempty"`       // refuse or close; empty: none
 
-	// Forget: a 500 is not stored under the key, so that the next request with the key is carried out. Stripe stores it.
+	// Forget: a 500 is not stored under the key. The next request with the key is carried out, or, where the first one took effect,
+	// answered with what it came to. Stripe stores the 500.
 	Forget bool `json:"forget,omitempty"`
 	// Times bounds how many faults are dealt by this entry (latency is not counted); zero: no bound.
 	Times int `json:"times,omitempty"`

@@ -340,14 +340,20 @@ func (s *Server) carryOut(claim *stored, p params, d dealt, do write) reply {
 		res = do(s.ledger, d.kind == decline)
 	}
 	rep := res.reply(expands(p, "latest_charge"))
+	kept := rep // what the key will answer
 	if d.kind == errorAfter {
 		rep = internalError().reply()
+		if !d.forget {
+			kept = rep
+		}
 	}
 	c := res.change
-	keep := claim.Key != "" && !(d.forget && rep.status >= http.StatusInternalServerError)
-	if keep {
-		c.Key = &stored{Key: claim.Key, Params: claim.Params, Status: rep.status, Body: rep.body, At: s.ledger.now().Unix()}
-	} else if claim.Key != "" {
+	switch {
+	case claim.Key == "":
+	case d.kind != errorBefore || !d.forget:
+		c.Key = &stored{Key: claim.Key, Params: claim.Params, Status: kept.status, Body: kept.body, At: s.ledger.now().Unix()}
+		rep.stored = kept.status == rep.status
+	default: // nothing happened and nothing is known of it
 		delete(s.ledger.keys, claim.Key)
 	}
 	if err := s.journal.append(c); err != nil {
@@ -355,7 +361,6 @@ func (s *Server) carryOut(claim *stored, p params, d dealt, do write) reply {
 		return internalError().reply()
 	}
 	s.ledger.apply(c)
-	rep.stored = keep
 	return rep
 }
 
