@@ -17,7 +17,7 @@ func simulatorCommand() *cobra.Command {
 		Use: "simulator", Short: "Run a simulator of the payment gateway (Stripe's PaymentIntents API) with settable faults", Args: cobra.NoArgs,
 		Long: "A stateful simulator of the part of Stripe's API that ordersaga uses. Faults (latency, declines, 5xx, timeouts that still took effect) are set at start, or while it runs with PUT /_control.",
 		Example: `  ordersaga simulator --addr 127.0.0.1:12111 --data-dir /tmp/gateway
-  curl -s -X PUT 127.0.0.1:12111/_control -d '{"faults":[{"ops":["capture"],"share":0.1,"kind":"server_error"}]}'`,
+  curl -s -X PUT 127.0.0.1:12111/_control -d '{"latency":"20ms","ops":{"capture":{"error_after":0.1}}}'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := simulator.Open(dir, simulator.WithAPIKey(key))
 			if err != nil {

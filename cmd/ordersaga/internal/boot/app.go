@@ -32,9 +32,9 @@ type tx = *postgres.Tx
 // Options are what the caller knows and the configuration does not.
 type Options struct {
 	Version    string
-	ConfigPath string                        // read again when it changes; empty: nothing to read
+	ConfigPath string                            // read again when it changes; empty: nothing to read
 	Reread     func(path string) (Config, error) // how
-	DataDir    string                        // whose disk is watched; empty: none
+	DataDir    string                            // whose disk is watched; empty: none
 	Log        *zap.Logger
 	Level      zap.AtomicLevel
 	Prepare    bool // bring the schema up and make the topics first, as dev does
@@ -279,7 +279,9 @@ func (a *App) openHTTP(ctx context.Context) error {
 }
 
 func (a *App) certificateFailed(what string) func(error) {
-	return func(err error) { a.log.Error("certificate not read again, the old one stays", zap.String("of", what), zap.Error(err)) }
+	return func(err error) {
+		a.log.Error("certificate not read again, the old one stays", zap.String("of", what), zap.Error(err))
+	}
 }
 
 func readTokens(path string) (*httpapi.Tokens, error) {
