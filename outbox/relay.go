@@ -80,7 +80,7 @@ func (r *Relay) farewell(ctx context.Context) {
 	}
 	cctx, done := context.WithTimeout(ctx, r.cfg.CallTimeout)
 	defer done()
-	r.store(cctx, true)
+	r.store(cctx, true, 0)
 	if err := r.log.Leave(cctx, r.id); err != nil {
 		r.obs.RelayFailed("leave", err) // its leases run out by themselves
 	}
@@ -362,7 +362,7 @@ func (r *Relay) keep(ctx context.Context) {
 	t := time.NewTicker(r.cfg.StoreEvery)
 	defer t.Stop()
 	var nextAcquire, nextStore, nextIdle time.Time
-	failures := 0
+	failures, unstored := 0, 0 // in a row
 	for {
 		if now := time.Now(); !now.Before(nextAcquire) {
 			if r.acquire(ctx) {
@@ -383,7 +383,7 @@ func (r *Relay) keep(ctx context.Context) {
 		stopped := r.stopped()
 		if len(stopped) > 0 || !now.Before(nextStore) {
 			idle := !now.Before(nextIdle)
-			r.call(ctx, func(ctx context.Context) { r.store(ctx, idle) })
+			r.call(ctx, func(ctx context.Context) { unstored = r.store(ctx, idle, unstored) })
 			nextStore = now.Add(r.cfg.StoreEvery)
 			if idle {
 				nextIdle = now.Add(r.cfg.IdleStoreEvery)
@@ -391,7 +391,10 @@ func (r *Relay) keep(ctx context.Context) {
 			r.report()
 		}
 		if r.attend(ctx, stopped) && failures == 0 {
-			nextAcquire = time.Time{} // what was forgotten is asked for at once
+			nextAcquire = now // what was forgotten is asked for at once
+			if unstored > 0 {
+				nextAcquire = now.Add(r.backoff(unstored)) // each round sends again what could not be stored
+			}
 		}
 	}
 }
@@ -461,8 +464,8 @@ func (r *Relay) drop(s *shard) {
 	delete(r.shards, s.id)
 }
 
-// store stores the cursors that moved.
-func (r *Relay) store(ctx context.Context, idle bool) {
+// store stores the cursors that moved. It takes and answers how many stores in a row have failed.
+func (r *Relay) store(ctx context.Context, idle bool, failures int) int {
 	r.mu.Lock()
 	var leases []Lease
 	var rows []int
@@ -475,12 +478,12 @@ func (r *Relay) store(ctx context.Context, idle bool) {
 	}
 	r.mu.Unlock()
 	if len(leases) == 0 {
-		return
+		return failures
 	}
 	fenced, err := r.log.Store(ctx, r.id, leases)
 	if err != nil {
 		r.failed(ctx, "store", err)
-		return
+		return failures + 1
 	}
 	r.mu.Lock()
 	for i, l := range leases {
@@ -502,6 +505,7 @@ func (r *Relay) store(ctx context.Context, idle bool) {
 	for _, id := range fenced {
 		r.obs.ShardFenced(id)
 	}
+	return 0
 }
 
 // errand is a shard with what is to be done with it.

@@ -30,6 +30,12 @@ func (v *View) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) er
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
 		err := v.once(ctx, fn)
+		if missingPartition(err) && attempt < maxAttempts { // maintenance is late: whoever finds it so makes the partition
+			if _, merr := v.db.extendOutbox(ctx, 0); merr != nil {
+				return merr
+			}
+			continue
+		}
 		if err == nil || attempt == maxAttempts || !retryable(err) {
 			return err
 		}
