@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -267,6 +268,7 @@ func (s binarySource) unpack(version embeddedpostgres.PostgresVersion, final str
 		cfg = cfg.BinaryRepositoryURL(s.mirror)
 	}
 	started := embeddedpostgres.NewDatabase(cfg).Start()
+	http.DefaultClient.CloseIdleConnections() // the library's client, which would keep one for a minute and a half
 	if started == nil {
 		return errors.New("unpack: the library started a server that was to fail")
 	}

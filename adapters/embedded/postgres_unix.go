@@ -253,7 +253,8 @@ func (p *Postgres) launchOnce(ctx context.Context) error {
 func (p *Postgres) arguments() []string {
 	settings := map[string]string{"max_connections": "200", "log_timezone": "UTC", "timezone": "UTC"}
 	if p.place.temporary() {
-		maps.Copy(settings, map[string]string{"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
+		// Nothing else is relaxed: what was committed must survive Kill, as synchronous_commit=off and torn pages would not.
+		settings["fsync"] = "off"
 	}
 	maps.Copy(settings, p.cfg.Settings)
 	maps.Copy(settings, map[string]string{"listen_addresses": "127.0.0.1", "port": strconv.Itoa(p.port), "unix_socket_directories": ""})
