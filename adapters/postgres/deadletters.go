@@ -2,8 +2,6 @@ package postgres
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -46,7 +44,7 @@ func (t *Tx) SaveDeadLetters(_ context.Context, dead []consumers.DeadLetter) err
 		}
 		t.queue("save dead letter", saveDead, d.ID, string(d.Group), d.MessageID, string(d.Origin.Topic), d.Origin.Partition, d.Origin.Offset, clean(d.Type),
 			(*[16]byte)(order), clean(d.Class), clean(d.Error), clean(d.Fingerprint), d.Attempts, d.FirstFailed, d.LastFailed, notNil(d.Key), notNil(d.Value),
-			encodeHeaders(d.Headers), d.Ticket, clean(d.Owner), clean(d.Note))
+			events.AppendHeaders([]byte{}, d.Headers), d.Ticket, clean(d.Owner), clean(d.Note))
 	}
 	return nil
 }
@@ -71,7 +69,7 @@ func scanDead(r pgx.Rows) (d consumers.DeadLetter, err error) {
 		(*[16]byte)(&d.OrderID), &d.Class, &d.Error, &d.Fingerprint, &d.Attempts, &d.FirstFailed, &d.LastFailed, &d.Key, &d.Value, &headers, &d.Ticket,
 		(*string)(&d.Status), &d.Owner, &d.Note)
 	if err == nil {
-		d.Headers, err = decodeHeaders(headers)
+		d.Headers, err = events.ParseHeaders(headers)
 	}
 	return d, err
 }
@@ -190,41 +188,6 @@ func (db *DB) DeadLetter(ctx context.Context, id uuid.UUID) (found *consumers.De
 		return err
 	})
 	return found, err
-}
-
-// encodeHeaders writes the length (uvarint) and the bytes of each key and value: keys and values are any bytes, which jsonb would
-// not keep.
-func encodeHeaders(hs []events.Header) []byte {
-	b := []byte{}
-	for _, h := range hs {
-		b = append(binary.AppendUvarint(b, uint64(len(h.Key))), h.Key...)
-		b = append(binary.AppendUvarint(b, uint64(len(h.Value))), h.Value...)
-	}
-	return b
-}
-
-var errHeaders = errors.New("postgres: stored headers are cut short")
-
-func decodeHeaders(b []byte) (hs []events.Header, err error) {
-	field := func() (f []byte) {
-		n, k := binary.Uvarint(b)
-		if k <= 0 || n > uint64(len(b)-k) {
-			err = errHeaders
-			b = nil
-			return nil
-		}
-		f, b = b[k:k+int(n)], b[k+int(n):] //nolint:gosec // at most len(b)
-		return f
-	}
-	for len(b) > 0 {
-		key := string(field())
-		value := field()
-		if err != nil {
-			return nil, err
-		}
-		hs = append(hs, events.Header{Key: key, Value: value})
-	}
-	return hs, nil
 }
 
 // maxPage bounds a page of any list.

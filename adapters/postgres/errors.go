@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -185,18 +184,4 @@ func retryable(err error) bool {
 		return e.retry
 	}
 	return false
-}
-
-// failedSQL finds the name of the statement that could not even be prepared, which pgx reports before any result.
-func failedSQL(err error, queued []statement, fallback string) string {
-	pre, is := errors.AsType[pgx.ErrPreprocessingBatch](err)
-	if !is {
-		return fallback
-	}
-	for i := range queued {
-		if queued[i].sql == pre.SQL() {
-			return queued[i].name
-		}
-	}
-	return fallback
 }

@@ -155,16 +155,34 @@ func (t *Tx) sendOnce(ctx context.Context, commit bool) error {
 	failed, err := receive(results, list)
 	if cerr := results.Close(); err == nil && cerr != nil {
 		// Everything was answered but the end of the pipeline: without begin and commit that end is the commit.
-		failed, err = nameCommit, cerr
+		err = cerr
+		list = append(list, statement{name: nameCommit})
 	}
-	if err != nil {
-		return classify(ctx, failedSQL(err, list, failed), err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	return classify(ctx, nameOf(err, list[failed:], list), err)
+}
+
+// nameOf names the statement that failed. A server's error is the answer to the statement that was next; when a connection is lost or
+// time is up, any of those that were not answered may have been at work.
+func nameOf(err error, unanswered, all []statement) string {
+	if pre, is := errors.AsType[pgx.ErrPreprocessingBatch](err); is { // could not be prepared, which pgx reports before any result
+		for i := range all {
+			if all[i].sql == pre.SQL() {
+				return all[i].name
+			}
+		}
+	}
+	first, last := unanswered[0].name, unanswered[len(unanswered)-1].name
+	if _, is := errors.AsType[*pgconn.PgError](err); is || first == last {
+		return first
+	}
+	return first + " … " + last
 }
 
 // receive takes the results in order and answers which statement failed.
-func receive(results pgx.BatchResults, list []statement) (failed string, err error) {
+func receive(results pgx.BatchResults, list []statement) (failed int, err error) {
 	for i := range list {
 		if scan := list[i].scan; scan != nil {
 			rows, err := results.Query()
@@ -172,7 +190,7 @@ func receive(results pgx.BatchResults, list []statement) (failed string, err err
 				err = eachRow(rows, scan)
 			}
 			if err != nil {
-				return list[i].name, err
+				return i, err
 			}
 			continue
 		}
@@ -181,10 +199,10 @@ func receive(results pgx.BatchResults, list []statement) (failed string, err err
 			err = errors.New("the server rolled back: " + tag.String())
 		}
 		if err != nil {
-			return list[i].name, err
+			return i, err
 		}
 	}
-	return "", nil
+	return len(list), nil
 }
 
 // rollbackTimeout bounds the farewell of a failed transaction; past it the connection is closed, which rolls back too.

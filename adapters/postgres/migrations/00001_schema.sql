@@ -219,7 +219,7 @@ CREATE TABLE dead_letters (
     first_failed timestamptz NOT NULL,
     key          bytea       NOT NULL,
     value        bytea       NOT NULL,
-    headers      bytea       NOT NULL, -- length and bytes of each key and value; see deadletters.go
+    headers      bytea       NOT NULL, -- events.AppendHeaders
     attempts     integer     NOT NULL CHECK (attempts >= 0),
     last_failed  timestamptz NOT NULL,
     updated_at   timestamptz NOT NULL DEFAULT now(),
