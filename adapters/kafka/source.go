@@ -1,0 +1,91 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"ordersaga/consumers"
+	"ordersaga/events"
+)
+
+// SourceConfig is what a group reads, and how much of it at once.
+type SourceConfig struct {
+	Group events.Group
+	Topic events.Topic
+	// MaxBatch is the number of records of a batch at most; 0 means DefaultMaxBatch.
+	MaxBatch int
+	// Inflight is how many batches are handled at once; 0 means one. More than one suits handlers that wait for a network and whose
+	// messages commute; records of one partition may then run beside each other, and its offset still stops at the first unsettled one.
+	Inflight int
+	// Gather is how long a batch may wait to grow to GatherTo records while traffic flows; 0 means DefaultGather, negative not at all.
+	Gather   time.Duration
+	GatherTo int // 0 means DefaultGatherTo, at most MaxBatch
+}
+
+// Defaults of SourceConfig.
+const (
+	DefaultMaxBatch = 500
+	DefaultGather   = 3 * time.Millisecond
+	DefaultGatherTo = 100
+	maxInflight     = 64
+)
+
+// Source feeds one group; it is consumers.Source.
+type Source struct {
+	c   *Client
+	cfg SourceConfig
+}
+
+var _ consumers.Source = (*Source)(nil)
+
+// NewSource makes a Source. Its connections begin and end with Run.
+func (c *Client) NewSource(cfg SourceConfig) (*Source, error) {
+	if cfg.MaxBatch <= 0 {
+		cfg.MaxBatch = DefaultMaxBatch
+	}
+	cfg.Inflight = max(1, cfg.Inflight)
+	if cfg.Inflight > maxInflight {
+		return nil, fmt.Errorf("kafka: group %s: %d batches at once, at most %d", cfg.Group, cfg.Inflight, maxInflight)
+	}
+	if cfg.Gather == 0 {
+		cfg.Gather = DefaultGather
+	}
+	if cfg.GatherTo <= 0 {
+		cfg.GatherTo = DefaultGatherTo
+	}
+	cfg.GatherTo = min(cfg.GatherTo, cfg.MaxBatch)
+	if err := checkName("group", c.cfg.Names.Group(cfg.Group), false); err != nil {
+		return nil, err
+	}
+	if err := checkName("topic", c.cfg.Names.Topic(cfg.Topic), false); err != nil {
+		return nil, err
+	}
+	return &Source{c, cfg}, nil
+}
+
+// Run is consumers.Source's. It returns nil when ctx has ended, after what was settled is committed and the group is left.
+func (s *Source) Run(ctx context.Context, handle func(ctx context.Context, batch []events.Record) (settled []bool, err error)) error {
+	s.c.sessions(ctx, "group "+s.c.cfg.Names.Group(s.cfg.Group), func(ctx context.Context) error { return s.session(ctx, handle) })
+	return nil
+}
+
+func (s *Source) session(ctx context.Context, handle consumers.HandleFunc) error {
+	m, err := s.c.join(s.cfg.Group, []events.Topic{s.cfg.Topic}, func(mark func([]consumers.Place)) *consumers.Pump {
+		return consumers.NewPump(consumers.PumpConfig{
+			MaxBatch: s.cfg.MaxBatch, Overlap: s.cfg.Inflight > 1, Gather: s.cfg.Gather, GatherTo: s.cfg.GatherTo, Mark: mark,
+		})
+	})
+	if err != nil {
+		return err
+	}
+	// Two batches for each worker: one that it works on, one that is ready when it comes back.
+	high := 2 * s.cfg.MaxBatch * s.cfg.Inflight
+	return m.run(ctx,
+		func(ctx context.Context) kgo.Fetches { return m.cl.PollRecords(ctx, s.cfg.MaxBatch) },
+		func(ctx context.Context) { m.pump.Room(ctx, high) },
+		func(ctx context.Context) { m.pump.Run(ctx, consumers.Work{Handle: handle, Workers: s.cfg.Inflight}) },
+	)
+}
