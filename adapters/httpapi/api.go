@@ -3,6 +3,8 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"sync/atomic"
@@ -77,12 +79,15 @@ type Deps struct {
 	Products    Products
 	DeadLetters DeadLetters
 	Hub         *Hub
-	Ready       func(ctx context.Context) map[string]error // by dependency; nil errors are well
-	Log         *slog.Logger
-	Metrics     http.Handler
-	OpenAPI     []byte
-	AsyncAPI    []byte
-	Debug       http.Handler // under /debug/, for admins; nil: none
+	// Ready answers an error for each dependency, nil for those that are well. An error that answers `Degraded() bool` with true
+	// shows, and leaves the process ready: it can do its work without that dependency for a while.
+	Ready    func(ctx context.Context) map[string]error
+	Log      *slog.Logger
+	Metrics  http.Handler
+	OpenAPI  []byte
+	AsyncAPI []byte
+	Schemas  fs.FS        // with json/*.schema.json, as AsyncAPI refers to them; nil: none
+	Debug    http.Handler // under /debug/, for admins; nil: none
 }
 
 // API is the handler of the whole interface. Its methods are the operations of schemas/openapi.yaml.
@@ -111,10 +116,19 @@ func New(cfg Config, tokens *Tokens, limits Limits, d Deps) *API {
 	a.mux.Handle("GET /metrics", d.Metrics)
 	a.mux.HandleFunc("GET /openapi.yaml", document(d.OpenAPI))
 	a.mux.HandleFunc("GET /asyncapi.yaml", document(d.AsyncAPI))
+	if d.Schemas != nil {
+		a.mux.HandleFunc("GET /json/{file}", a.schema)
+	}
 	if d.Debug != nil {
 		a.mux.Handle("/debug/", d.Debug)
 	}
 	return a
+}
+
+// Route is the pattern that a request meets, "" if none does: a label of bounded variety, for metrics.
+func (a *API) Route(r *http.Request) string {
+	_, pattern := a.mux.Handler(r)
+	return pattern
 }
 
 // SetTokens replaces the tokens, for requests from now on.
@@ -182,6 +196,16 @@ func document(b []byte) http.HandlerFunc {
 	}
 }
 
+// schema answers a JSON Schema. The route's wildcard is one segment, and fs.FS takes no name that leads out of it.
+func (a *API) schema(w http.ResponseWriter, r *http.Request) {
+	b, err := fs.ReadFile(a.Schemas, "json/"+r.PathValue("file"))
+	if err != nil {
+		a.fail(w, r, problem(http.StatusNotFound, "not_found", "Not found", "there is no such schema; /asyncapi.yaml names them"))
+		return
+	}
+	answerBytes(w, http.StatusOK, b)
+}
+
 func (a *API) health(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, Health{Status: HealthStatusOk})
 }
@@ -198,8 +222,13 @@ func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
 	for name, err := range a.Ready(ctx) {
-		h.Checks[name] = "ok"
-		if err != nil {
+		var d interface{ Degraded() bool }
+		switch {
+		case err == nil:
+			h.Checks[name] = "ok"
+		case errors.As(err, &d) && d.Degraded():
+			h.Checks[name] = clean("degraded: "+err.Error(), maxDetail)
+		default:
 			h.Status = HealthStatusUnavailable
 			h.Checks[name] = clean(err.Error(), maxDetail)
 		}
