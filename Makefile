@@ -1,6 +1,6 @@
 # ordersaga: what a developer and CI run. `make` alone lists the targets.
 #
-# Everything a target needs beyond Go itself is pinned in tools/go.mod or tools/lint/go.mod and built into .build/bin on
+# Everything a target needs beyond Go itself is pinned in tools/, tools/lint/ or tools/oasdiff/ and built into .build/bin on
 # first use; `make test` finds or starts its own Postgres and Kafka (CONTRIBUTING.md says how it chooses).
 
 SHELL       := bash
@@ -114,8 +114,8 @@ verify-fmt:
 
 .PHONY: verify-mod
 verify-mod:
-	@for dir in . tools tools/lint; do (cd $$dir && $(GO) mod tidy -diff) || { echo "verify: $$dir/go.mod is not tidy: cd $$dir && go mod tidy" >&2; exit 1; }; done
-	@$(GO) mod verify >/dev/null && echo "verify: go.mod, tools/go.mod, tools/lint/go.mod: tidy"
+	@for dir in . tools tools/lint tools/oasdiff; do (cd $$dir && $(GO) mod tidy -diff) || { echo "verify: $$dir/go.mod is not tidy: cd $$dir && go mod tidy" >&2; exit 1; }; done
+	@$(GO) mod verify >/dev/null && echo "verify: go.mod of the module and of tools, tools/lint, tools/oasdiff: tidy"
 
 # The generators run on a copy and the copy is compared: the work tree is not touched, and files that should be gone are seen too.
 .PHONY: verify-generated
@@ -128,10 +128,11 @@ verify-generated: generators
 	@echo "verify: generated code: no drift"
 
 .PHONY: verify-schemas
-verify-schemas: $(BIN)/buf
+verify-schemas: $(BIN)/buf $(BIN)/oasdiff
 	$(BIN)/buf lint schemas
 	$(BIN)/buf format --diff --exit-code schemas
 	@.ci/schemas-breaking check $(BIN)/buf
+	@schemas/openapi-breaking check $(BIN)/oasdiff
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck ## Look the dependencies up in Go's vulnerability database
@@ -149,13 +150,14 @@ generate: generators ## Generate the message code and the HTTP types from schema
 	$(BIN)/oapi-codegen -config adapters/httpapi/oapi-codegen.yaml schemas/openapi.yaml
 
 .PHONY: schemas-baseline
-schemas-baseline: $(BIN)/buf ## Record the message schemas as the promise that later changes are held to (refuses a breaking change)
+schemas-baseline: $(BIN)/buf $(BIN)/oasdiff ## Record messages and HTTP interface as the promise that later changes are held to (refuses a breaking change)
 	@.ci/schemas-breaking record $(BIN)/buf
+	@schemas/openapi-breaking record $(BIN)/oasdiff
 
 ## Tools -------------------------------------------------------------------------------------------------------------------
 
 .PHONY: tools generators
-tools: generators $(BIN)/golangci-lint $(BIN)/govulncheck $(BIN)/benchstat $(BIN)/gotestsum ## Build the pinned tools into .build/bin
+tools: generators $(BIN)/golangci-lint $(BIN)/oasdiff $(BIN)/govulncheck $(BIN)/benchstat $(BIN)/gotestsum ## Build the pinned tools into .build/bin
 generators: $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/oapi-codegen
 
 # In the copy that verify-generated makes there are no tools to build: BIN points at the built ones.
@@ -170,6 +172,10 @@ $(BIN)/buf $(BIN)/oapi-codegen $(BIN)/govulncheck $(BIN)/benchstat $(BIN)/gotest
 
 $(BIN)/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	$(GO) build -C tools/lint -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint && touch $@
+
+# A module of its own: it reads OpenAPI with another version of kin-openapi than oapi-codegen does.
+$(BIN)/oasdiff: tools/oasdiff/go.mod tools/oasdiff/go.sum
+	$(GO) build -C tools/oasdiff -o $@ github.com/oasdiff/oasdiff && touch $@
 
 # From this module's own go.mod, so that the generated code and the runtime that reads it are of one version.
 $(BIN)/protoc-gen-go: go.mod
