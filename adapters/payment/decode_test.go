@@ -11,10 +11,10 @@ import (
 )
 
 // testdata/intent.json is an answer of stripe-mock with its latest charge expanded: all the fields that the real API sends.
-func sample(t testing.TB) []byte {
-	t.Helper()
+func sample(tb testing.TB) []byte {
+	tb.Helper()
 	b, err := os.ReadFile("testdata/intent.json")
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return b
 }
 

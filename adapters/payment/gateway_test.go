@@ -33,11 +33,11 @@ func testConfig(url string) Config {
 	}
 }
 
-func newGateway(t testing.TB, cfg Config, options ...Option) *Gateway {
-	t.Helper()
+func newGateway(tb testing.TB, cfg Config, options ...Option) *Gateway {
+	tb.Helper()
 	g, err := New(cfg, options...)
-	require.NoError(t, err)
-	t.Cleanup(g.Close)
+	require.NoError(tb, err)
+	tb.Cleanup(g.Close)
 	return g
 }
 
@@ -438,7 +438,9 @@ func TestTLSConfigIsUsed(t *testing.T) {
 	var f *Failure
 	require.ErrorAs(t, newGateway(t, cfg).Ready(t.Context()), &f)
 	require.Equal(t, Connection, f.Class, "an unknown authority is refused")
-	cfg.TLS = srv.Client().Transport.(*http.Transport).TLSClientConfig
+	trusting, ok := srv.Client().Transport.(*http.Transport)
+	require.True(t, ok)
+	cfg.TLS = trusting.TLSClientConfig
 	require.NoError(t, newGateway(t, cfg).Ready(t.Context()))
 }
 
@@ -466,7 +468,7 @@ func BenchmarkDo(b *testing.B) {
 	require.NoError(b, err)
 	g := newGateway(b, testConfig("http://127.0.0.1:1"), WithTransport(func(http.RoundTripper) http.RoundTripper {
 		return roundTrip(func(r *http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(body)), Request: r}, nil
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(body)), Request: r}, nil
 		})
 	}))
 	r := testRequest(domain.Authorize)

@@ -545,8 +545,8 @@ func TestLookUpByOrderAndLedgerPageThrough(t *testing.T) {
 	}
 	require.Equal(t, 232, n)
 	require.Equal(t, int64(4200), received)
-	for range w.gw.Ledger(t.Context(), time.Now().Add(time.Hour)) {
-		t.Fatal("nothing was created in the future")
+	for e, err := range w.gw.Ledger(t.Context(), time.Now().Add(time.Hour)) {
+		t.Fatal("nothing was created in the future", e, err)
 	}
 
 	w.faults(t, simulator.Faults{Fault: simulator.Fault{ErrorBefore: 1}})
