@@ -16,7 +16,7 @@ func BenchmarkCreate(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer sim.Close()
+	defer func() { _ = sim.Close() }()
 	const form = "amount=100&capture_method=manual&confirm=true&currency=eur&error_on_requires_action=true&metadata%5Border_id%5D=o&" +
 		"payment_method=pm_card_visa&payment_method_types%5B0%5D=card"
 	b.ReportAllocs()
