@@ -1,0 +1,143 @@
+package telemetry
+
+import (
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"ordersaga/consumers"
+	"ordersaga/events"
+)
+
+var _ consumers.Observer = (*Metrics)(nil)
+
+// Bounds on labels whose values are not ours alone.
+const (
+	maxTypes        = 64
+	maxDependencies = 16
+)
+
+type consumerMetrics struct {
+	batchSeconds  *prometheus.HistogramVec
+	batchRecords  *prometheus.HistogramVec
+	interrupted   *prometheus.CounterVec
+	transactions  *prometheus.CounterVec
+	verdicts      *prometheus.CounterVec
+	failures      *prometheus.CounterVec
+	stalled       *prometheus.CounterVec
+	panics        *prometheus.CounterVec
+	holds         *prometheus.CounterVec
+	held          *prometheus.GaugeVec
+	splits        *prometheus.CounterVec
+	lateness      *prometheus.HistogramVec
+	lag           *prometheus.GaugeVec
+	otherTypes    *labels
+	dependencies  *labels
+	verdictLabels []string
+}
+
+func newConsumerMetrics(f promauto.Factory) consumerMetrics {
+	const s = "consumer"
+	m := consumerMetrics{
+		batchSeconds: histogram(f, s, "batch_duration_seconds", "A batch from poll to settled.", quick, "group"),
+		batchRecords: histogram(f, s, "batch_records", "Records in a batch.", sizes, "group"),
+		interrupted:  counter(f, s, "batches_interrupted_total", "Batches cut short by a rebalance or the end of the process.", "group"),
+		transactions: counter(f, s, "transactions_total", "Transactions begun.", "group"),
+		verdicts:     counter(f, s, "verdicts_total", "Verdicts on deliveries.", "group", "verdict"),
+		failures:     counter(f, s, "failures_total", "Failed deliveries.", "group", "type", "verdict", "class"),
+		stalled:      counter(f, s, "stalled_total", "Failures in the slowest retry tier of messages that have no last attempt.", "group", "type"),
+		panics:       counter(f, s, "panics_total", "Panics of handlers and decoders.", "group"),
+		holds:        counter(f, s, "holds_total", "Times that records were held back because something is away.", "group", "dependency"),
+		held:         gauge(f, s, "held_seconds", "How long records have been waiting for a dependency; 0 when a batch ended.", "group"),
+		splits:       counter(f, s, "splits_total", "Batches taken apart to find the record that fails them.", "group"),
+		lateness:     histogram(f, s, "retry_lateness_seconds", "How long after they were due retry copies were taken.", slow, "group"),
+		lag:          gauge(f, s, "lag_records", "Records behind the end of the partition.", "group", "partition"),
+		otherTypes:   newLabels(maxTypes), dependencies: newLabels(maxDependencies),
+	}
+	for k := consumers.Done; k <= consumers.Repeat; k++ {
+		m.verdictLabels = append(m.verdictLabels, k.String())
+	}
+	return m
+}
+
+// Batch is consumers.Observer's.
+func (m *consumerMetrics) Batch(s consumers.BatchStats) {
+	g := string(s.Group)
+	m.batchSeconds.WithLabelValues(g).Observe(s.Duration.Seconds())
+	m.batchRecords.WithLabelValues(g).Observe(float64(s.Records))
+	m.transactions.WithLabelValues(g).Add(float64(s.Transactions))
+	for k, verdict := range m.verdictLabels {
+		if n := s.Count(consumers.Kind(k)); n > 0 { //nolint:gosec // an index of a handful
+			m.verdicts.WithLabelValues(g, verdict).Add(float64(n))
+		}
+	}
+	if s.Foreign > 0 {
+		m.verdicts.WithLabelValues(g, "foreign").Add(float64(s.Foreign))
+	}
+	if s.Interrupted {
+		m.interrupted.WithLabelValues(g).Inc()
+		return
+	}
+	m.held.WithLabelValues(g).Set(0)
+}
+
+// Failed is consumers.Observer's.
+func (m *consumerMetrics) Failed(d *consumers.Delivery, v consumers.Verdict, err error) {
+	g, typ := string(d.Group), m.typeLabel(d)
+	m.failures.WithLabelValues(g, typ, v.Kind.String(), classOf(v)).Inc()
+	if v.Stalled {
+		m.stalled.WithLabelValues(g, typ).Inc()
+	}
+	var p *consumers.PanicError
+	if errors.As(err, &p) {
+		m.panics.WithLabelValues(g).Inc()
+	}
+}
+
+// Held is consumers.Observer's.
+func (m *consumerMetrics) Held(group events.Group, dependency string, _ int, waited time.Duration, _ error) {
+	m.holds.WithLabelValues(string(group), m.dependencies.of(dependency)).Inc()
+	m.held.WithLabelValues(string(group)).Set(waited.Seconds())
+}
+
+// Split is consumers.Observer's.
+func (m *consumerMetrics) Split(group events.Group, _ int, _ error) {
+	m.splits.WithLabelValues(string(group)).Inc()
+}
+
+// Late is consumers.Observer's.
+func (m *consumerMetrics) Late(group events.Group, _ int, lateness time.Duration) {
+	m.lateness.WithLabelValues(string(group)).Observe(lateness.Seconds())
+}
+
+// SetLag replaces what is known of a group's lag: records behind the end, by partition. Partitions that are left out, because they
+// belong to another process by now, disappear.
+func (m *consumerMetrics) SetLag(group events.Group, behind map[int32]int64) {
+	m.lag.DeletePartialMatch(prometheus.Labels{"group": string(group)})
+	for p, n := range behind {
+		m.lag.WithLabelValues(string(group), strconv.Itoa(int(p))).Set(float64(n))
+	}
+}
+
+// typeLabel: a type that did not decode is whatever its producer wrote.
+func (m *consumerMetrics) typeLabel(d *consumers.Delivery) string {
+	if t, ok := events.TypeOf(d.Type); ok {
+		return string(t.Name)
+	}
+	if d.Data == nil {
+		return "unknown"
+	}
+	return m.otherTypes.of(string(d.Type)) // of a library user's own table
+}
+
+const classTransient = "transient"
+
+func classOf(v consumers.Verdict) string {
+	if v.Class != "" {
+		return v.Class
+	}
+	return classTransient
+}
