@@ -164,7 +164,7 @@ FROM unnest($2::smallint[], $3::bigint[]) AS u(shard, fence) WHERE s.shard = u.s
 // Leave also closes the log's connections.
 func (l *OutboxLog) Leave(ctx context.Context, relay string) error {
 	_, err := l.db.exec(ctx, Relay, "leave the outbox", `
-WITH left_shards AS (UPDATE outbox_shards SET owner = NULL, lease_until = NULL WHERE owner = $1)
+WITH shards AS (UPDATE outbox_shards SET owner = NULL, lease_until = NULL WHERE owner = $1)
 DELETE FROM outbox_relays WHERE id = $1`, relay)
 	l.reading.Lock()
 	defer l.reading.Unlock()
@@ -213,12 +213,13 @@ RETURNING s.shard`, relay, shards, fences, prevs, nexts, afters)
 }
 
 // The rows that prev did not show: those of transactions that began after it, and those of transactions that it knew as under way. The
-// latter are a join over the list, an index look-up for each: as "= ANY(array)" the planner may read every row ever written instead.
+// latter are looked up in the index one by one: as "= ANY(array)", or as a join that the planner may turn around (OFFSET 0 forbids
+// it), every row ever written could be read instead.
 const (
 	unseen = `
 SELECT o.* FROM outbox AS o WHERE o.xid >= (SELECT pg_snapshot_xmax(prev) FROM c) AND o.shard = ANY($1)
 UNION ALL
-SELECT o.* FROM (SELECT pg_snapshot_xip(prev) AS x FROM c) AS p JOIN outbox AS o ON o.xid = p.x WHERE o.shard = ANY($1)`
+SELECT o.* FROM (SELECT pg_snapshot_xip(prev) AS x FROM c) AS p, LATERAL (SELECT * FROM outbox AS i WHERE i.xid = p.x AND i.shard = ANY($1) OFFSET 0) AS o`
 	windowColumns = `id, shard, message_id, type, order_id, sequence, trace, topic, key, headers, payload`
 	readWindow    = `
 WITH c AS MATERIALIZED (SELECT $2::text::pg_snapshot AS prev)
@@ -305,7 +306,7 @@ func (l *OutboxLog) openReader(ctx context.Context) error {
 		return nil
 	}
 	// A window stays open as long as Kafka takes, within the relay's own bound.
-	c, err := l.connect(ctx, "statement_timeout", "0")
+	c, err := l.connect(ctx, "statement_timeout", "0", "enable_bitmapscan", "off")
 	if err != nil {
 		return err
 	}
@@ -365,13 +366,10 @@ const backlogBound = 10_000
 // The rows of one place, oldest transactions first, up to a bound: how many, and the first of them.
 const countBacklog = `
 WITH c AS MATERIALIZED (SELECT $2::text::pg_snapshot AS prev, nullif($3::text, '')::pg_snapshot AS next),
-u AS (
-  SELECT o.id, o.xid, o.message_id FROM (SELECT pg_snapshot_xip(prev) AS x FROM c) AS p JOIN outbox AS o ON o.xid = p.x WHERE o.shard = ANY($1)
-  UNION ALL
-  SELECT o.id, o.xid, o.message_id FROM outbox AS o WHERE o.xid >= (SELECT pg_snapshot_xmax(prev) FROM c) AND o.shard = ANY($1)),
-some AS (
+u AS (` + unseen + `),
+bounded AS (
   SELECT id, message_id FROM u, c WHERE c.next IS NULL OR u.id > $4 OR NOT pg_visible_in_snapshot(u.xid, c.next) LIMIT $5)
-SELECT count(*) OVER (), id, message_id FROM some ORDER BY id LIMIT 1`
+SELECT count(*) OVER (), id, message_id FROM bounded ORDER BY id LIMIT 1`
 
 // Backlog counts up to backlogBound rows; beyond, it estimates by the ids that were drawn, which are dense but for rollbacks.
 func (l *OutboxLog) Backlog(ctx context.Context) (outbox.Backlog, error) {

@@ -45,7 +45,7 @@ type OutboxMaintenance struct {
 
 // MaintainOutbox makes partitions ahead and drops those behind every cursor. Call it when a process starts, before it writes, and
 // then every few seconds: at full load a span of OutboxSpan lasts minutes. It is safe to call from any number of processes. span is
-// the width of new partitions in transaction ids; 0: OutboxSpan.
+// the width of new partitions in transaction ids; 0: as wide as the last one, OutboxSpan at most.
 func (db *DB) MaintainOutbox(ctx context.Context, span int64) (done OutboxMaintenance, err error) {
 	if done.Adopted, err = db.AdoptOutbox(ctx); err != nil {
 		return done, err
@@ -138,9 +138,6 @@ func (db *DB) inOutboxTx(ctx context.Context, name string, lockTimeout time.Dura
 }
 
 func (db *DB) extendOutbox(ctx context.Context, span int64) (made []string, err error) {
-	if span <= 0 {
-		span = OutboxSpan
-	}
 	err = db.inOutboxTx(ctx, "make outbox partitions", attachTimeout, func(tx pgx.Tx) error {
 		list, latest, err := outboxPartitions(ctx, tx)
 		if err != nil {
@@ -149,7 +146,11 @@ func (db *DB) extendOutbox(ctx context.Context, span int64) (made []string, err 
 		if len(list) == 0 {
 			return errors.New("the outbox has no partition to go on from: was one dropped by hand?")
 		}
-		for _, p := range nextPartitions(list[len(list)-1].to, latest, span) {
+		last := list[len(list)-1]
+		if span <= 0 {
+			span = min(last.to-last.from, OutboxSpan)
+		}
+		for _, p := range nextPartitions(last.to, latest, span) {
 			for _, sql := range []string{p.create(), p.attach()} {
 				if _, err := tx.Exec(ctx, sql); err != nil {
 					return err
@@ -163,6 +164,15 @@ func (db *DB) extendOutbox(ctx context.Context, span int64) (made []string, err 
 		return nil, err
 	}
 	return made, nil
+}
+
+// makeRoom is for a writer whose row found no partition: maintenance is late, or the database was restored and nobody noticed yet.
+func (db *DB) makeRoom(ctx context.Context) error {
+	if _, err := db.AdoptOutbox(ctx); err != nil {
+		return err
+	}
+	_, err := db.extendOutbox(ctx, 0)
+	return err
 }
 
 // missingPartition reports that a row of the outbox found no partition to go to.

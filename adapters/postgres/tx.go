@@ -30,9 +30,9 @@ func (v *View) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) er
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
 		err := v.once(ctx, fn)
-		if missingPartition(err) && attempt < maxAttempts { // maintenance is late: whoever finds it so makes the partition
-			if _, merr := v.db.extendOutbox(ctx, 0); merr != nil {
-				return merr
+		if missingPartition(err) && attempt < maxAttempts { // whoever finds that the outbox has no room makes it
+			if err := v.db.makeRoom(ctx); err != nil {
+				return err
 			}
 			continue
 		}
