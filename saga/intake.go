@@ -99,6 +99,9 @@ func (in *Intake[T]) Run(ctx context.Context) error {
 
 var errStopping = &OverloadedError{Why: "shutting down", After: time.Second}
 
+// Queued is how many submissions wait for a transaction.
+func (in *Intake[T]) Queued() int { return len(in.queue) }
+
 // Submit places an order, or answers what was stored under its key. When ctx ends first the order may still be placed: the caller
 // asks again with the same key.
 func (in *Intake[T]) Submit(ctx context.Context, s *Submission) (Accepted, error) {
@@ -143,6 +146,9 @@ func (in *Intake[T]) Submit(ctx context.Context, s *Submission) (Accepted, error
 		return Accepted{}, ctx.Err()
 	}
 }
+
+// Waiting answers how many requests wait, and how many may.
+func (in *Intake[T]) Waiting() (length, limit int) { return len(in.queue), cap(in.queue) }
 
 // refused looks whether the key was answered before the refusal's cause arose: a price may have changed since.
 func (in *Intake[T]) refused(ctx context.Context, s *Submission, refusal *domain.Refusal) (Accepted, error) {

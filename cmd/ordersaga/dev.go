@@ -222,8 +222,8 @@ func devLog(cfg *boot.Config, dir string, terminal io.Writer, quiet bool) (*zap.
 		}
 		out, closing = file, func(context.Context) error { return file.Close() }
 	}
-	log, level := telemetry.NewLogger(telemetry.LogConfig{Level: cfg.Log.Level, Format: cfg.Log.Format, Output: out})
-	return log, level, closing, nil
+	log, level, err := telemetry.NewLogger(telemetry.LogConfig{Level: cfg.Log.Level, Format: cfg.Log.Format, Output: out})
+	return log, level, closing, err
 }
 
 // furnish starts what the configuration does not name: Postgres, the broker, the gateway.
@@ -248,7 +248,7 @@ func (h *devHouse) furnish(ctx context.Context, cfg *boot.Config, f *devFlags, d
 		if err != nil {
 			return fmt.Errorf("%w (another port: --kafka-addr 127.0.0.1:0)", err)
 		}
-		cfg.Kafka.Brokers = b.Addrs()
+		cfg.Kafka.Brokers, cfg.Kafka.Embedded = b.Addrs(), true
 		h.add("kafka", strings.Join(b.Addrs(), ","), b.Close)
 		wrong, err := b.Check(ctx)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -102,7 +103,7 @@ func checkDatabase(ctx context.Context, cfg *boot.Config) []checkup {
 }
 
 func checkOutbox(ctx context.Context, db *postgres.DB) checkup {
-	b, err := db.Backlog(ctx)
+	b, err := db.OutboxBacklog(ctx)
 	if err != nil {
 		return checkup{"outbox", failure, err.Error(), ""}
 	}
@@ -129,25 +130,26 @@ func checkSagas(ctx context.Context, db *postgres.DB) checkup {
 }
 
 func checkKafka(ctx context.Context, cfg *boot.Config) []checkup {
-	cl, err := boot.OpenKafka(cfg, nil)
+	cl, stop, err := boot.OpenKafka(cfg, nil, nil)
 	if err == nil {
-		defer cl.Close()
+		defer stop()
 		err = cl.Ping(ctx)
 	}
 	if err != nil {
 		return []checkup{{"brokers", failure, err.Error(), "set kafka.brokers (ORDERSAGA_KAFKA_BROKERS), and kafka.tls and kafka.sasl if the brokers want them"}}
 	}
 	cs := []checkup{{Check: "brokers", Result: well}}
-	plan, err := kafka.PlanTopics(ctx, cl, boot.Topics(cfg))
+	specs := boot.Topics(cfg)
+	plan, err := cl.TopicPlan(ctx, specs)
 	if err != nil {
 		return append(cs, checkup{"topics", failure, err.Error(), ""})
 	}
-	c := checkup{Check: "topics", Result: well, Detail: fmt.Sprintf("%d as they should be", len(boot.Topics(cfg)))}
-	if n := len(plan.Changes); n > 0 {
-		c.Result, c.Detail, c.Do = failure, fmt.Sprintf("%d differ", n), "ordersaga topics plan, then ordersaga topics apply"
+	c := checkup{Check: "topics", Result: well, Detail: fmt.Sprintf("%d as they should be", len(specs))}
+	if len(plan) > 0 {
+		c.Result, c.Detail, c.Do = warning, fmt.Sprintf("%d differences", len(plan)), "ordersaga topics plan says which, ordersaga topics apply makes them"
 	}
-	if n := len(plan.Impossible); n > 0 {
-		c.Result, c.Detail, c.Do = warning, fmt.Sprintf("%d differ in what can't be changed here", n), "ordersaga topics plan says what"
+	if slices.ContainsFunc(plan, func(ch kafka.TopicChange) bool { return ch.Kind == kafka.CreateTopic }) {
+		c.Result = failure
 	}
 	return append(cs, c)
 }

@@ -41,7 +41,10 @@ func serveCommand(g *globals) *cobra.Command {
 			if print {
 				return printConfig(cmd, g, &cfg)
 			}
-			log, lv := telemetry.NewLogger(telemetry.LogConfig{Level: cfg.Log.Level, Format: cfg.Log.Format, Output: cmd.ErrOrStderr()})
+			log, lv, err := telemetry.NewLogger(telemetry.LogConfig{Level: cfg.Log.Level, Format: cfg.Log.Format, Output: cmd.ErrOrStderr()})
+			if err != nil {
+				return &usageError{err}
+			}
 			app, err := boot.New(cmd.Context(), cfg, boot.Options{
 				Version: version, ConfigPath: g.config, Reread: func(string) (boot.Config, error) { return g.settings(boot.Defaults(), more) }, Log: log, Level: lv,
 			})

@@ -27,7 +27,7 @@ type Books interface {
 	EachReservation(ctx context.Context, fn func(domain.OrderID, domain.ReservationState) error) error
 	EachStock(ctx context.Context, fn func(postgres.StockFact) error) error
 	CountDead(ctx context.Context) (map[string]int64, error)
-	Backlog(ctx context.Context) (outbox.Backlog, error)
+	OutboxBacklog(ctx context.Context) (outbox.Backlog, error)
 }
 
 // Ledger is the gateway's side; *payment.Gateway is one. Nil skips the comparison, loudly.
@@ -207,7 +207,7 @@ func (r *Report) rest(ctx context.Context, b Books) error {
 	if n := r.DeadLetters[string(consumers.DeadReplaying)]; n > 0 {
 		r.find("%d dead letters are being replayed", n)
 	}
-	backlog, err := b.Backlog(ctx)
+	backlog, err := b.OutboxBacklog(ctx)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,6 @@ import (
 	"ordersaga/adapters/telemetry"
 	"ordersaga/consumers"
 	"ordersaga/domain"
-	"ordersaga/events"
 	"ordersaga/saga"
 	"ordersaga/schemas"
 )
@@ -47,21 +46,25 @@ type App struct {
 	log  *zap.Logger
 	slog *slog.Logger
 
-	metrics *telemetry.Metrics
-	tracing *telemetry.Tracing
-	db      *postgres.DB
-	kafka   *kafka.Client
-	gateway *payment.Gateway
-	coord   *saga.Coordinator
-	cache   *saga.CachedCatalogue
-	hub     *httpapi.Hub
-	api     *httpapi.API
-	server  *httpapi.Server
-	intake  *saga.Intake[tx]
-	admit   *admission
+	metrics  *telemetry.Metrics
+	observer *telemetry.Observer
+	tracing  *telemetry.Tracing
+	db       *postgres.DB
+	kafka    *kafka.Client
+	gateway  *payment.Gateway
+	coord    *saga.Coordinator
+	cache    *saga.CachedCatalogue
+	hub      *httpapi.Hub
+	api      *httpapi.API
+	server   *httpapi.Server
+	intake   *saga.Intake[tx]
+	admit    *admission
 
-	closers []func()
-	mu      sync.Mutex // of cfg, while it is reloaded
+	outside      *kafka.Producer // what PublishCommand sends with
+	closers      []func()
+	mu           sync.Mutex // of cfg while it is reloaded, and of what follows
+	gatewayAsked time.Time
+	gatewayState error
 }
 
 // DatabaseConfig is the database's part of a configuration.
@@ -95,14 +98,17 @@ func New(ctx context.Context, cfg Config, opts Options) (a *App, err error) {
 			a = nil
 		}
 	}()
-	a.metrics = telemetry.NewMetrics(opts.Log)
-	if a.tracing, err = telemetry.NewTracing(ctx, telemetry.TracingConfig{Endpoint: cfg.Trace.Endpoint, Sample: cfg.Trace.Sample, Service: "ordersaga", Version: opts.Version}); err != nil {
+	a.metrics = telemetry.NewMetrics(opts.Version)
+	a.observer = telemetry.NewObserver(a.metrics, opts.Log)
+	if a.tracing, err = telemetry.StartTracing(ctx, telemetry.TracingConfig{
+		Endpoint: cfg.Trace.Endpoint, Sample: cfg.Trace.Sample, Version: opts.Version, Instance: cfg.Kafka.InstanceID, Log: opts.Log,
+	}); err != nil {
 		return a, err
 	}
 	a.closers = append(a.closers, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		if err := a.tracing.Shutdown(ctx); err != nil {
+		if err := a.tracing.Close(ctx); err != nil {
 			a.log.Warn("traces not flushed", zap.Error(err))
 		}
 	})
@@ -123,7 +129,7 @@ func New(ctx context.Context, cfg Config, opts Options) (a *App, err error) {
 		return a, err
 	}
 	a.closers = append(a.closers, a.cache.Close)
-	a.admit = newAdmission(a.db, &a.cfg.Intake, opts.DataDir)
+	a.admit = newAdmission(a.db, cfg.Intake, opts.DataDir)
 	if cfg.Has(RoleHTTP) {
 		return a, a.openHTTP(ctx)
 	}
@@ -178,7 +184,7 @@ func (a *App) await(ctx context.Context, what string, try func(context.Context) 
 
 func (a *App) openDatabase(ctx context.Context) error {
 	cfg := DatabaseConfig(&a.cfg)
-	cfg.Tracer = a.tracing.PostgresTracer()
+	cfg.Tracer = a.tracing.PgxTracer()
 	err := a.await(ctx, "the database", func(ctx context.Context) (err error) {
 		a.db, err = postgres.Open(ctx, cfg)
 		return err
@@ -199,7 +205,7 @@ func (a *App) openGateway() error {
 	if !a.cfg.Has(RolePayment) && !a.cfg.Has(RoleCompensation) {
 		return nil
 	}
-	g, err := payment.New(GatewayConfig(&a.cfg), payment.WithObserver(a.metrics))
+	g, err := payment.New(GatewayConfig(&a.cfg), payment.WithObserver(a.observer))
 	if err != nil {
 		return err
 	}
@@ -261,10 +267,10 @@ func (a *App) openHTTP(ctx context.Context) error {
 	}
 	a.api = httpapi.New(httpapi.Config{
 		Open: a.cfg.HTTP.Open, MaxBody: a.cfg.HTTP.MaxBody, MaxWait: a.cfg.HTTP.MaxWait, MaxStreams: a.cfg.HTTP.MaxStreams,
-	}, tokens, httpapi.Limits{Rate: a.cfg.HTTP.Rate, Burst: a.cfg.HTTP.Burst}, httpapi.Deps{
-		Intake: a.intake, Orders: &saga.Service[tx]{DB: a.db.For(postgres.Operators), Coord: a.coord}, Reader: a.db, Definitions: a.coord.Defs,
+	}, tokens, httpLimits(&a.cfg), httpapi.Deps{
+		Intake: a.metrics.Intake(a.intake), Orders: &saga.Service[tx]{DB: a.db.For(postgres.Operators), Coord: a.coord}, Reader: a.db, Definitions: a.coord.Defs,
 		Products: products{a.db, a.cache}, DeadLetters: operators, Hub: a.hub, Ready: a.ready, Log: a.slog,
-		Metrics: a.metrics.Handler(), OpenAPI: schemas.OpenAPI, AsyncAPI: schemas.AsyncAPI, Debug: debug,
+		Metrics: a.metrics.Handler(), OpenAPI: schemas.OpenAPI, AsyncAPI: schemas.AsyncAPI, Schemas: schemas.JSON, Debug: debug,
 	})
 	var tlsConfig *tls.Config
 	stop := func() {}
@@ -274,8 +280,12 @@ func (a *App) openHTTP(ctx context.Context) error {
 		}
 	}
 	a.closers = append(a.closers, stop)
-	a.server, err = httpapi.Listen(ctx, a.cfg.HTTP.Addr, a.api, a.metrics.HTTPMiddleware(a.tracing.HTTPMiddleware(a.api), a.api.Route), tlsConfig, a.slog)
+	a.server, err = httpapi.Listen(ctx, a.cfg.HTTP.Addr, a.api, telemetry.HTTPMiddleware(a.api, a.api.Route, a.tracing, a.metrics, a.log), tlsConfig, a.slog)
 	return err
+}
+
+func httpLimits(c *Config) httpapi.Limits {
+	return httpapi.Limits{Rate: c.HTTP.Rate, Burst: c.HTTP.Burst}
 }
 
 func (a *App) certificateFailed(what string) func(error) {
@@ -315,7 +325,7 @@ func (a *App) ready(ctx context.Context) map[string]error {
 		"kafka":    a.kafka.Ping,
 	}
 	if a.gateway != nil {
-		checks["payment gateway"] = a.gateway.Ready
+		checks["payment gateway"] = a.gatewayReady
 	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -332,5 +342,34 @@ func (a *App) ready(ctx context.Context) map[string]error {
 	return out
 }
 
-// names puts the prefix before topics and groups.
-func (a *App) names() events.Names { return events.Names{Prefix: a.cfg.Kafka.TopicPrefix} }
+// degradedError is what is wrong with a dependency without which orders are still taken in.
+type degradedError struct{ error }
+
+func (e degradedError) Unwrap() error { return e.error }
+
+// Degraded reports that the process can do its work meanwhile.
+func (degradedError) Degraded() bool { return true }
+
+// gatewayEvery is how long an answer about the gateway is good for: probes come often, and its calls are counted.
+const gatewayEvery = 15 * time.Second
+
+// gatewayReady asks the gateway now and then. Away, it stops payments, not the intake: sagas wait for it.
+func (a *App) gatewayReady(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Since(a.gatewayAsked) > gatewayEvery {
+		a.gatewayState, a.gatewayAsked = a.gateway.Ready(ctx), time.Now()
+	}
+	if a.gatewayState != nil {
+		return degradedError{a.gatewayState}
+	}
+	return nil
+}
+
+// DB is the database, for whoever checks the books.
+func (a *App) DB() *postgres.DB { return a.db }
+
+func (a *App) retention() postgres.Retention {
+	r := a.cfg.Retention
+	return postgres.Retention{Inbox: r.Inbox, IdempotencyKeys: r.Keys, DeadLetters: r.DeadLetters, Ended: r.Orders}
+}

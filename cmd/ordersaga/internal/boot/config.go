@@ -61,6 +61,7 @@ type Kafka struct {
 	Session     time.Duration `koanf:"session_timeout"`
 	Partitions  int32         `koanf:"partitions" doc:"of the topics that the saga runs on"`
 	Replication int16         `koanf:"replication"`
+	Embedded    bool          `koanf:"-"` // the in-process broker of dev
 	TLS         TLS           `koanf:"tls"`
 	SASL        SASL          `koanf:"sasl"`
 }
@@ -368,6 +369,7 @@ func printable(v reflect.Value) map[string]any {
 		f, x := v.Type().Field(i), v.Field(i)
 		key := f.Tag.Get("koanf")
 		switch {
+		case key == "-":
 		case f.Tag.Get("secret") == "url":
 			out[key] = maskURL(x.String())
 		case f.Tag.Get("secret") != "" && x.String() != "":

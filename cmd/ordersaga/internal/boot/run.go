@@ -1,0 +1,275 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"ordersaga/adapters/kafka"
+	"ordersaga/adapters/postgres"
+	"ordersaga/adapters/telemetry"
+	"ordersaga/consumers"
+	"ordersaga/consumers/steps"
+	"ordersaga/events"
+	"ordersaga/outbox"
+	"ordersaga/saga"
+)
+
+// groupSpec is how one consumer group is run.
+type groupSpec struct {
+	group    events.Group
+	role     string
+	inbox    consumers.InboxMode
+	inflight int
+	handler  func(calls *steps.GatewayCalls[tx]) consumers.Handler[tx]
+}
+
+func (a *App) groups() []groupSpec {
+	return []groupSpec{
+		{events.GroupOrderCommands, RoleOrderCommands, consumers.InboxAll, 1, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
+			return steps.NewOrderCommands[tx](a.coord, a.cache)
+		}},
+		{events.GroupStock, RoleStock, consumers.InboxFailures, 1, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
+			return steps.NewStock[tx](a.db.Now)
+		}},
+		{events.GroupPayment, RolePayment, consumers.InboxFailures, a.cfg.Consumers.PaymentInflight, func(c *steps.GatewayCalls[tx]) consumers.Handler[tx] {
+			return steps.NewPayment(c)
+		}},
+		{events.GroupCompensationStock, RoleCompensation, consumers.InboxFailures, 1, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
+			return steps.NewStockCompensation[tx]()
+		}},
+		{events.GroupCompensationPayment, RoleCompensation, consumers.InboxFailures, a.cfg.Consumers.PaymentInflight, func(c *steps.GatewayCalls[tx]) consumers.Handler[tx] {
+			return steps.NewPaymentCompensation(c)
+		}},
+		{events.GroupCoordinator, RoleCoordinator, consumers.InboxFailures, 1, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
+			return steps.NewReplies[tx](a.coord)
+		}},
+	}
+}
+
+// Run runs the roles until ctx ends, then stops what takes work in, then what carries it on, then the relay.
+func (a *App) Run(ctx context.Context) error {
+	intake, err := a.intakeStage()
+	if err != nil {
+		return err
+	}
+	work, err := a.workStage()
+	if err != nil {
+		return err
+	}
+	relay, err := a.relayStage()
+	if err != nil {
+		return err
+	}
+	a.log.Info("started", zap.Strings("roles", a.cfg.Roles), zap.String("http", a.HTTPAddr()), zap.String("version", a.opts.Version))
+	err = supervise(ctx, a.cfg.Shutdown.Timeout, intake, a.batchStage(), work, relay, a.houseStage())
+	a.log.Info("stopped", zap.Error(err))
+	return err
+}
+
+// intakeStage is what lets requests in.
+func (a *App) intakeStage() (stage, error) {
+	if a.server == nil {
+		return nil, nil
+	}
+	tail, err := a.kafka.NewTail(events.TopicEvents)
+	if err != nil {
+		return nil, err
+	}
+	return stage{
+		{"http", func(ctx context.Context) error {
+			served := make(chan error, 1)
+			go func() { served <- a.server.Serve() }()
+			select {
+			case err := <-served:
+				return err
+			case <-ctx.Done():
+			}
+			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.cfg.Shutdown.Timeout/2)
+			defer cancel()
+			return errors.Join(a.server.Shutdown(stop), <-served)
+		}},
+		{"events", func(ctx context.Context) error { return tail.Run(ctx, nil, a.publish) }},
+		{"admission", a.admit.run},
+	}, nil
+}
+
+// batchStage commits what the intake has queued; it outlives the listener.
+func (a *App) batchStage() stage {
+	if a.intake == nil {
+		return nil
+	}
+	return stage{{"intake", a.intake.Run}}
+}
+
+// workStage is the consumer groups with their retries, and the sweeper.
+func (a *App) workStage() (stage, error) {
+	var st stage
+	var retried []consumers.Retried
+	db := a.db.For(postgres.Consumers)
+	var calls *steps.GatewayCalls[tx]
+	if a.gateway != nil {
+		cfg := steps.DefaultPayment
+		cfg.Calls = max(cfg.Calls, a.cfg.Payment.Concurrency)
+		calls = steps.NewGatewayCalls[tx](db, a.gateway, a.db.Now, cfg, func(err error) { a.log.Warn("the gateway's state was not reported", zap.Error(err)) })
+	}
+	for _, spec := range a.groups() {
+		if !a.cfg.Has(spec.role) {
+			continue
+		}
+		i := slices.IndexFunc(events.Groups, func(g struct {
+			Group events.Group
+			Topic events.Topic
+		}) bool {
+			return g.Group == spec.group
+		})
+		topic := events.Groups[i].Topic
+		g, err := consumers.NewGroup(consumers.GroupConfig{
+			Name: spec.group, Topic: topic, Inbox: spec.inbox, OnStalled: steps.Stalled, Observer: a.observer, Clock: a.db.Now,
+			Policy: consumers.Policy{Delays: a.cfg.Retry.Delays, InPlace: inPlace(spec.group), EndlessUnknown: topic != events.TopicCommands},
+		}, consumers.Store[tx](db), telemetry.Traced(spec.handler(calls), a.tracing))
+		if err != nil {
+			return nil, err
+		}
+		src, err := a.kafka.NewSource(kafka.SourceConfig{Group: spec.group, Topic: topic, MaxBatch: a.cfg.Consumers.MaxBatch, Inflight: spec.inflight})
+		if err != nil {
+			return nil, err
+		}
+		retried = append(retried, g)
+		st = append(st, task{"group " + string(spec.group), func(ctx context.Context) error { return src.Run(ctx, g.Handle) }})
+	}
+	if len(retried) > 0 {
+		rs, err := a.kafka.NewRetrySource(retried, a.observer, a.db.Now)
+		if err != nil {
+			return nil, err
+		}
+		st = append(st, task{"retries", rs.Run})
+	}
+	if a.cfg.Has(RoleCoordinator) {
+		svc := &saga.Service[tx]{DB: db, Coord: a.coord}
+		st = append(st, task{"sweeper", func(ctx context.Context) error {
+			return svc.Sweep(ctx, a.cfg.Saga.Sweep, func(err error) { a.log.Warn("sweep failed, tried again", zap.Error(err)) })
+		}})
+	}
+	return st, nil
+}
+
+// inPlace is how often a group tries again at once. The payment groups' gateway does so itself.
+func inPlace(g events.Group) int {
+	if g == events.GroupPayment || g == events.GroupCompensationPayment {
+		return 0
+	}
+	return 2
+}
+
+// relayStage carries the outbox to Kafka. It stops after everything that writes to the outbox.
+func (a *App) relayStage() (stage, error) {
+	if !a.cfg.Has(RoleRelay) {
+		return nil, nil
+	}
+	p, err := a.kafka.NewProducer(kafka.ProducerConfig{})
+	if err != nil {
+		return nil, err
+	}
+	a.closers = append(a.closers, p.Close)
+	name, log := a.cfg.Kafka.InstanceID, postgres.NewOutboxLog(a.db)
+	r := outbox.New(log, p, outbox.Config{Name: name, Wake: a.db.Wake()}, a.observer)
+	return stage{{"relay", r.Run}}, nil
+}
+
+// houseStage is what keeps the house: partitions, retention, operations left half done, metrics, reloading.
+func (a *App) houseStage() stage {
+	st := stage{{"upkeep", a.upkeep}, {"metrics", a.watchMetrics}}
+	if paths := a.watched(); len(paths) > 0 {
+		st = append(st, task{"reload", func(ctx context.Context) error { return watch(ctx, paths, a.reload) }})
+	}
+	return st
+}
+
+// upkeepEvery is how often partitions and retention are looked after; a look at what is in order already is cheap.
+const upkeepEvery = 15 * time.Second
+
+func (a *App) upkeep(ctx context.Context) error {
+	ops, err := a.operators()
+	if err != nil {
+		return err
+	}
+	t := time.NewTicker(upkeepEvery)
+	defer t.Stop()
+	for {
+		for what, do := range map[string]func(context.Context) error{
+			"maintenance": func(ctx context.Context) error { _, err := a.db.Maintain(ctx, a.retention()); return err },
+			"outbox":      func(ctx context.Context) error { _, err := a.db.MaintainOutbox(ctx, 0); return err },
+			"operations":  func(ctx context.Context) error { _, err := ops.Resume(ctx); return err },
+		} {
+			if err := do(ctx); err != nil && ctx.Err() == nil {
+				a.log.Warn("upkeep failed, tried again", zap.String("what", what), zap.Error(err))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+func (a *App) watched() []string {
+	var out []string
+	for _, p := range []string{a.opts.ConfigPath, a.cfg.HTTP.TokensFile} {
+		if p != "" {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// reload takes over what may change while the process runs; a file that does not read leaves everything as it was.
+func (a *App) reload(path string) {
+	if path == a.cfg.HTTP.TokensFile {
+		tokens, err := readTokens(path)
+		if err != nil {
+			a.log.Error("tokens not read again, the old ones stay", zap.Error(err))
+			return
+		}
+		if a.api != nil {
+			a.api.SetTokens(tokens)
+		}
+		a.log.Info("tokens read again", zap.Int("tokens", tokens.Len()))
+		return
+	}
+	next, err := a.opts.Reread(path)
+	if err != nil {
+		a.log.Error("configuration not read again, the old one stays", zap.Error(err))
+		return
+	}
+	if err := a.apply(&next); err != nil {
+		a.log.Error("configuration not applied", zap.Error(err))
+	}
+}
+
+func (a *App) apply(next *Config) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	cfg := a.cfg
+	restart := cfg.reloadable(next)
+	if err := a.opts.Level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
+		return fmt.Errorf("log.level: %w", err)
+	}
+	if a.gateway != nil {
+		if err := a.gateway.SetLimits(gatewayLimits(&cfg)); err != nil {
+			return err
+		}
+	}
+	if a.api != nil {
+		a.api.SetLimits(httpLimits(&cfg))
+	}
+	a.admit.set(cfg.Intake)
+	a.cfg.Log.Level = cfg.Log.Level
+	a.log.Info("configuration read again", zap.Strings("needs a restart", restart))
+	return nil
+}
