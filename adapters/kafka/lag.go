@@ -2,11 +2,13 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"ordersaga/events"
 )
@@ -36,7 +38,7 @@ func (c *Client) Lags(ctx context.Context, groups map[events.Group][]events.Topi
 			names = append(names, c.cfg.Names.Topic(t))
 		}
 		committed, err := c.adm.FetchOffsets(ctx, c.cfg.Names.Group(group))
-		if err != nil {
+		if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // nobody of it was ever here
 			return nil, wrong("fetch offsets of group "+string(group), err)
 		}
 		ends, err := c.adm.ListEndOffsets(ctx, names...) // after the offsets: only so is one past the end no race

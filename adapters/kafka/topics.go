@@ -12,6 +12,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"ordersaga/events"
 )
@@ -202,28 +203,11 @@ func (c *Client) topics(ctx context.Context, desired []TopicSpec) (map[string]To
 		}
 		names = append(names, name)
 	}
-	details, err := c.adm.ListTopics(ctx, names...)
+	current, err := c.describe(ctx, names)
 	if err != nil {
-		return nil, wrong("list topics", err)
+		return nil, err
 	}
-	current := map[string]TopicState{}
-	var there []string
-	for name, d := range details {
-		if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
-			continue
-		}
-		if d.Err != nil {
-			return nil, wrong("describe topic "+name, d.Err)
-		}
-		st := TopicState{Partitions: int32(len(d.Partitions)), Configs: map[string]string{}} //nolint:gosec // Kafka counts them in 32 bits
-		for _, p := range d.Partitions {
-			if n := int16(len(p.Replicas)); st.Replication == 0 || n < st.Replication { //nolint:gosec // a handful
-				st.Replication = n
-			}
-		}
-		current[name] = st
-		there = append(there, name)
-	}
+	there := slices.Sorted(maps.Keys(current))
 	if len(there) == 0 {
 		return current, nil
 	}
@@ -242,6 +226,39 @@ func (c *Client) topics(ctx context.Context, desired []TopicSpec) (map[string]To
 		}
 	}
 	return current, nil
+}
+
+// describe answers those of the topics that exist, without their settings. It asks a broker: the client's own copy of the metadata
+// may be from before the last change.
+func (c *Client) describe(ctx context.Context, names []string) (map[string]TopicState, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	for _, name := range names {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = kmsg.StringPtr(name)
+		req.Topics = append(req.Topics, t)
+	}
+	resp, err := req.RequestWith(ctx, c.cl)
+	if err != nil {
+		return nil, wrong("describe topics", err)
+	}
+	found := make(map[string]TopicState, len(resp.Topics))
+	for _, t := range resp.Topics {
+		err := kerr.ErrorForCode(t.ErrorCode)
+		if errors.Is(err, kerr.UnknownTopicOrPartition) || t.Topic == nil {
+			continue
+		}
+		if err != nil && !errors.Is(err, kerr.LeaderNotAvailable) {
+			return nil, wrong("describe topic "+*t.Topic, err)
+		}
+		st := TopicState{Partitions: int32(len(t.Partitions)), Configs: map[string]string{}} //nolint:gosec // Kafka counts them in 32 bits
+		for _, p := range t.Partitions {
+			if n := int16(len(p.Replicas)); st.Replication == 0 || n < st.Replication { //nolint:gosec // a handful
+				st.Replication = n
+			}
+		}
+		found[*t.Topic] = st
+	}
+	return found, nil
 }
 
 // TopicResult is what became of one change.
@@ -315,16 +332,14 @@ func (c *Client) CheckTopics(ctx context.Context, topics ...events.Topic) error 
 	for _, t := range topics {
 		names = append(names, c.cfg.Names.Topic(t))
 	}
-	details, err := c.adm.ListTopics(ctx, names...)
+	current, err := c.describe(ctx, names)
 	if err != nil {
-		return wrong("list topics", err)
+		return err
 	}
 	var missing []string
 	for _, name := range names {
-		if d, ok := details[name]; !ok || errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+		if _, ok := current[name]; !ok {
 			missing = append(missing, name)
-		} else if d.Err != nil {
-			return wrong("describe topic "+name, d.Err)
 		}
 	}
 	if len(missing) > 0 {
