@@ -194,3 +194,9 @@ func (c *CachedCatalogue) Close() {
 	c.cancel()
 	c.wg.Wait()
 }
+
+// Size is about how many entries the cache holds.
+func (c *CachedCatalogue) Size() int {
+	c.cache.CleanUp()
+	return c.cache.EstimatedSize()
+}
