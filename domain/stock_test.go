@@ -2,6 +2,7 @@ package domain_test
 
 import (
 	"maps"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -10,10 +11,16 @@ import (
 	"ordersaga/domain"
 )
 
+// lines takes a sku and a quantity in turn.
 func lines(of ...any) []domain.Line {
 	var out []domain.Line
-	for i := 0; i < len(of); i += 2 {
-		out = append(out, domain.Line{SKU: domain.SKU(of[i].(string)), Quantity: int64(of[i+1].(int))})
+	for pair := range slices.Chunk(of, 2) {
+		sku, isSKU := pair[0].(string)
+		n, isNumber := pair[len(pair)-1].(int)
+		if !isSKU || !isNumber {
+			panic("lines takes a sku and a quantity in turn")
+		}
+		out = append(out, domain.Line{SKU: domain.SKU(sku), Quantity: int64(n)})
 	}
 	return out
 }
@@ -188,6 +195,7 @@ func TestF29_StockAddsUp(t *testing.T) {
 						reserved[l.SKU] += l.Quantity
 					case domain.CommittedStock:
 						sold[l.SKU] += l.Quantity
+					default: // holds nothing
 					}
 				}
 			}

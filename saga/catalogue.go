@@ -31,7 +31,7 @@ type CachedCatalogue struct {
 	cfg    CatalogueConfig
 	cache  *otter.Cache[domain.SKU, shelfEntry]
 
-	ctx    context.Context // of the loads: they outlive the caller that began them //nolint:containedctx // ended by Close
+	ctx    context.Context //nolint:containedctx // of the loads: they outlive the caller that began them; Close ends it
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -83,7 +83,7 @@ func NewCachedCatalogue(source Catalogue, cfg CatalogueConfig) (*CachedCatalogue
 
 // jitter spreads expiries over 0.8 to 1.2 of d, so that what was loaded together is not loaded again together.
 func jitter(d time.Duration) time.Duration {
-	return d - d/5 + rand.N(d/5*2+1) //nolint:gosec // spreads load, keeps no secret
+	return d - d/5 + rand.N(d/5*2+1)
 }
 
 // Products answers from memory what it can and loads the rest.
@@ -98,7 +98,7 @@ func (c *CachedCatalogue) Products(ctx context.Context, skus []domain.SKU) (map[
 	if len(missing) == 0 {
 		return out, nil
 	}
-	flights, err := c.board(missing, out)
+	flights, err := c.board(missing, out) //nolint:contextcheck // a load is for whoever waits: it does not end with one caller
 	if err != nil {
 		return nil, err
 	}

@@ -207,7 +207,7 @@ func TestF17_SweepKeepsGoing(t *testing.T) {
 		go func() { ended <- b.svc.Sweep(ctx, time.Second, func(err error) { heard <- err }) }()
 		require.ErrorIs(t, <-heard, broken)
 		mended.Store(true)
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		synctest.Wait()
 		for _, in := range b.db.Sagas() {
 			require.Equal(t, saga.Compensating, in.State.Phase)
@@ -322,8 +322,8 @@ func TestResolve(t *testing.T) {
 	require.True(t, changed)
 	again := b.db.TakeOutbox()
 	require.Equal(t, []events.Name{events.TReserveStock, events.TAuthorizePayment}, names(again))
-	require.Len(t, again[0].Data.(*events.ReserveStock).GetLines(), 1, "made of the order as it was placed")
-	require.Equal(t, "pm", again[1].Data.(*events.AuthorizePayment).GetPaymentMethod())
+	require.Len(t, body[*events.ReserveStock](t, again[0]).GetLines(), 1, "made of the order as it was placed")
+	require.Equal(t, "pm", body[*events.AuthorizePayment](t, again[1]).GetPaymentMethod())
 
 	_, err = b.svc.Cancel(t.Context(), saga.CancelRequest{Order: id})
 	require.NoError(t, err)

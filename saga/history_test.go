@@ -61,7 +61,7 @@ func moved(in Input, o Output) move {
 
 // courses are what was recorded, by file name.
 var courses = map[string]string{
-	"confirmed":               "start|done reserve_stock|done authorize_payment|done authorize_payment|done capture_payment|done commit_stock|done commit_stock",
+	"confirmed":               "start|done reserve_stock|done authorize_payment|done authorize_payment|done capture_payment|done commit_stock|done commit_stock", //nolint:dupword // a duplicate is meant
 	"out_of_stock":            "start|done authorize_payment|refused reserve_stock|undone stock|done reserve_stock|undone payment",
 	"declined":                "start|refused authorize_payment|done reserve_stock|undone payment|undone stock",
 	"capture_failed":          "start|done authorize_payment|done reserve_stock|refused capture_payment|undone payment|undone stock",
@@ -86,7 +86,7 @@ func TestRecordedHistories(t *testing.T) {
 	defs := NewDefinitions(OrderV1(DefaultLimits))
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			raw, err := os.ReadFile(file) //nolint:gosec // of testdata
+			raw, err := os.ReadFile(file)
 			require.NoError(t, err)
 			var h history
 			require.NoError(t, json.Unmarshal(raw, &h))

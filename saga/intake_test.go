@@ -409,15 +409,22 @@ func TestPlacedMessages(t *testing.T) {
 	}
 	require.Len(t, ids, 3)
 	require.EqualValues(t, 1, out[0].Sequence)
-	placed := out[0].Data.(*events.OrderEvent)
+	placed := body[*events.OrderEvent](t, out[0])
 	require.Equal(t, "pending", placed.Status)
 	require.EqualValues(t, 450, placed.TotalMinor)
 	require.EqualValues(t, 450, *placed.Items[0].UnitPriceMinor)
-	hold := out[1].Data.(*events.ReserveStock)
+	hold := body[*events.ReserveStock](t, out[1])
 	require.Equal(t, "tea", hold.GetLines()[0].GetSku())
 	require.Equal(t, noon.Add(16*time.Minute).UnixMilli(), hold.GetExpiresAtMs())
-	auth := out[2].Data.(*events.AuthorizePayment)
+	auth := body[*events.AuthorizePayment](t, out[2])
 	require.Equal(t, "pm_card_visa", auth.GetPaymentMethod())
+}
+
+func body[M any](t *testing.T, e events.Envelope) M {
+	t.Helper()
+	m, ok := e.Data.(M)
+	require.True(t, ok, "%T", e.Data)
+	return m
 }
 
 func names(out []events.Envelope) (ns []events.Name) {

@@ -16,9 +16,11 @@ import (
 // -rewrite after a change that is meant, and read the difference.
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata/scenarios", func(t *testing.T, path string) {
+		t.Helper()
 		def := OrderV1(DefaultLimits)
 		s := def.New()
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			t.Helper()
 			switch d.Cmd {
 			case "new":
 				s = def.New()

@@ -2,6 +2,7 @@ package steps_test
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -123,14 +124,19 @@ func answered[M any](t *testing.T, r consumers.Result, n events.Name) M {
 	require.Len(t, r.Out, 1)
 	require.Equal(t, n, r.Out[0].Type)
 	require.Equal(t, events.Trace{TraceID: [16]byte{1}}, r.Out[0].Trace, "the answer continues the trace")
-	m, ok := r.Out[0].Data.(M)
-	require.True(t, ok, "%T", r.Out[0].Data)
+	return body[M](t, r.Out[0])
+}
+
+func body[M any](t *testing.T, e events.Envelope) M {
+	t.Helper()
+	m, ok := e.Data.(M)
+	require.True(t, ok, "%T", e.Data)
 	return m
 }
 
 func isPoison(err error) bool {
-	p, ok := err.(interface{ Poison() bool }) //nolint:errorlint // the outermost is what counts here
-	return ok && p.Poison()
+	var p interface{ Poison() bool }
+	return errors.As(err, &p) && p.Poison()
 }
 
 func reserve(order domain.OrderID, ls ...*events.StockLine) *consumers.Delivery {

@@ -176,7 +176,7 @@ func (s *simulation) settle(d *consumers.Delivery, err error) {
 	if again.Attempt >= lastAttempt && !s.stalled[d.ID.String()] {
 		s.stalled[d.ID.String()] = true
 		s.send(delivery(domain.OrderID(d.OrderID), events.TStepStalled, &events.StepStalled{
-			Command: string(d.Type), Error: err.Error(), Attempts: int32(again.Attempt), Dead: !t.Endless, //nolint:gosec // small
+			Command: string(d.Type), Error: err.Error(), Attempts: int32(again.Attempt), Dead: !t.Endless,
 		}))
 	}
 }
@@ -301,12 +301,12 @@ func (s *simulation) faultPlan(seed uint64, percent int) func(domain.PaymentRequ
 		call := fmt.Sprintf("%d %d %s %d", seed, s.index(uuid.UUID(r.Order)), r.Op, r.Attempt)
 		times[call]++
 		h := fnv.New64a()
-		fmt.Fprintf(h, "%s %d", call, times[call])
+		_, _ = fmt.Fprintf(h, "%s %d", call, times[call])
 		n := h.Sum64()
-		if int(n%100) >= percent { //nolint:gosec // below 100
+		if int(n%100) >= percent {
 			return sagatest.NoFault
 		}
-		return sagatest.Fault(1 + n/100%5) //nolint:gosec // below 6
+		return sagatest.Fault(1 + n/100%5)
 	}
 }
 

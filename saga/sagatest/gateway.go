@@ -35,7 +35,9 @@ type GatewayError struct {
 	Bad  bool   // Poison
 }
 
-func (e *GatewayError) Error() string  { return e.Msg }
+func (e *GatewayError) Error() string { return e.Msg }
+
+// Replayed reports an answer that was stored under the key.
 func (e *GatewayError) Replayed() bool { return e.Rep }
 func (e *GatewayError) Outage() string { return e.Away }
 func (e *GatewayError) Poison() bool   { return e.Bad }
@@ -98,6 +100,7 @@ func (g *Gateway) Do(ctx context.Context, r domain.PaymentRequest) (domain.Payme
 		return domain.PaymentOutcome{}, &GatewayError{Msg: "connection refused"}
 	case GatewayAway:
 		return domain.PaymentOutcome{}, &GatewayError{Msg: "breaker is open", Away: saga.PaymentGateway}
+	default: // it arrives
 	}
 	if g.Before != nil {
 		g.Before(r)
@@ -142,8 +145,9 @@ func (g *Gateway) act(r domain.PaymentRequest, fault Fault) (domain.PaymentOutco
 		return domain.PaymentOutcome{}, &GatewayError{Msg: "timeout"}
 	case StoredFailHeld:
 		return domain.PaymentOutcome{}, &GatewayError{Msg: "500"}
+	default:
+		return out, nil
 	}
-	return out, nil
 }
 
 func (g *Gateway) effect(r domain.PaymentRequest) (domain.PaymentOutcome, error) {

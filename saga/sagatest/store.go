@@ -55,7 +55,9 @@ func NewStore(now saga.Clock) *Store { return &Store{Now: now, rows: map[key]row
 // DataError is what Postgres answers with SQLSTATE 22 or 23.
 type DataError struct{ Msg string }
 
-func (e *DataError) Error() string   { return e.Msg }
+func (e *DataError) Error() string { return e.Msg }
+
+// DataError tells that the data was at fault.
 func (e *DataError) DataError() bool { return true }
 
 var errConflict = errors.New("another transaction was first")
