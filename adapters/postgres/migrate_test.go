@@ -235,16 +235,16 @@ VALUES (` + other + `, 'order', 1, 100, 'EUR', now(), 1, 1, 'running', 'pending'
 		"a tombstone with lines":            {reservation("tombstone", `[["a", 1]]`, "NULL", "NULL"), "reservations_state"},
 		"a tombstone":                       {reservation("tombstone", `[]`, "NULL", "NULL"), ""},
 
-		"a payment step":                    {payment(`state = 'done'`), ""},
-		"a payment state that is none":      {payment(`state = 'maybe'`), "payments_state_check"},
-		"an operation that is none":         {payment(`op = 'gift'`), "payments_op_check"},
-		"a negative amount":                 {payment(`amount_minor = -1`), "payments_amount_minor_check"},
-		"a call without a number":           {payment(`attempt = 0`), "payments_numbered"},
-		"a tombstone needs no number":       {payment(`attempt = 0, state = 'tombstone'`), ""},
+		"a payment step":               {payment(`state = 'done'`), ""},
+		"a payment state that is none": {payment(`state = 'maybe'`), "payments_state_check"},
+		"an operation that is none":    {payment(`op = 'gift'`), "payments_op_check"},
+		"a negative amount":            {payment(`amount_minor = -1`), "payments_amount_minor_check"},
+		"a call without a number":      {payment(`attempt = 0`), "payments_numbered"},
+		"a tombstone needs no number":  {payment(`attempt = 0, state = 'tombstone'`), ""},
 
-		"a verdict that is none":            {`INSERT INTO inbox (message_id, grp, state, ticket, hash) VALUES (` + id + `, 'g', 'lost', 0, 0)`, "inbox_state_check"},
-		"half a hash of a body":             {`INSERT INTO idempotency_keys (id, body, order_id, answer) VALUES (` + id + `, 'x', ` + id + `, '')`, "idempotency_keys_body_check"},
-		"a negative price":                  {`INSERT INTO products (sku, name, unit_price_minor, currency) VALUES ('x', '', -1, 'EUR')`, "products_unit_price_minor_check"},
+		"a verdict that is none": {`INSERT INTO inbox (message_id, grp, state, ticket, hash) VALUES (` + id + `, 'g', 'lost', 0, 0)`, "inbox_state_check"},
+		"half a hash of a body":  {`INSERT INTO idempotency_keys (id, body, order_id, answer) VALUES (` + id + `, 'x', ` + id + `, '')`, "idempotency_keys_body_check"},
+		"a negative price":       {`INSERT INTO products (sku, name, unit_price_minor, currency) VALUES ('x', '', -1, 'EUR')`, "products_unit_price_minor_check"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := pgx.BeginFunc(t.Context(), db.Pool(Operators), func(tx pgx.Tx) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
+	"ordersaga/adapters/embedded/testenv"
 	"ordersaga/domain"
 	"ordersaga/events"
 )
@@ -350,7 +352,10 @@ func TestAbsentServerIsAnOutage(t *testing.T) {
 	_, err = Open(t.Context(), Config{URL: "postgres://u:secret@[bad"})
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), "secret")
-	_, err = Open(t.Context(), Config{URL: databaseURL(t, "no_such_database")})
+	u, err := url.Parse(testenv.Postgres(t))
+	require.NoError(t, err)
+	u.Path = "/no_such_database"
+	_, err = Open(t.Context(), Config{URL: u.String()})
 	require.ErrorContains(t, err, "create the database")
 }
 
