@@ -3,10 +3,11 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +18,8 @@ import (
 	"ordersaga/saga"
 )
 
-// Intake places orders; *saga.Intake is one.
+// Intake places orders; *saga.Intake is one. An error that answers `InFlight() bool` with true says that another request with the key
+// is being answered; *saga.Intake has none such: it answers both when the first is stored.
 type Intake interface {
 	Submit(ctx context.Context, s *saga.Submission) (saga.Accepted, error)
 }
@@ -42,7 +44,8 @@ type ProductView struct {
 	Stock domain.Stock
 }
 
-// Products is the catalogue with its stock. Put answers a *domain.Refusal for a change that is not possible.
+// Products is the catalogue with its stock. Put answers a *domain.Refusal for a change that is not possible; one whose Field is /on_hand
+// says that fewer would be on hand than are reserved.
 type Products interface {
 	Put(ctx context.Context, c ProductChange) (v ProductView, created bool, err error)
 	Get(ctx context.Context, sku domain.SKU) (*ProductView, error)
@@ -67,7 +70,7 @@ type Config struct {
 // Limits are what may change while the process runs.
 type Limits struct {
 	Rate  float64 // requests a second and caller
-	Burst int
+	Burst int     // requests at once; 0 lets nobody through
 }
 
 // Deps are what the interface calls.
@@ -99,18 +102,21 @@ type API struct {
 	streams  chan struct{}
 	draining atomic.Bool
 	mux      *http.ServeMux
+
+	readiness   readiness
+	crossOrigin *http.CrossOriginProtection
 }
 
 var _ ServerInterface = (*API)(nil)
 
 // New makes the API; tokens may be nil if cfg.Open.
 func New(cfg Config, tokens *Tokens, limits Limits, d Deps) *API {
-	a := &API{Deps: d, cfg: cfg, limiter: newLimiter(limits), streams: make(chan struct{}, cfg.MaxStreams), mux: http.NewServeMux()}
+	a := &API{Deps: d, cfg: cfg, limiter: newLimiter(limits), streams: make(chan struct{}, cfg.MaxStreams), mux: http.NewServeMux(), crossOrigin: http.NewCrossOriginProtection()}
 	if tokens == nil {
 		tokens = &Tokens{}
 	}
 	a.tokens.Store(tokens)
-	HandlerWithOptions(a, StdHTTPServerOptions{BaseRouter: a.mux, ErrorHandlerFunc: a.badParameter})
+	HandlerWithOptions(a, StdHTTPServerOptions{BaseRouter: a.mux, ErrorHandlerFunc: a.unreadable})
 	a.mux.HandleFunc("GET /healthz", a.health)
 	a.mux.HandleFunc("GET /readyz", a.ready)
 	a.mux.Handle("GET /metrics", d.Metrics)
@@ -131,10 +137,13 @@ func (a *API) Route(r *http.Request) string {
 	return pattern
 }
 
-// SetTokens replaces the tokens, for requests from now on.
-func (a *API) SetTokens(t *Tokens) { a.tokens.Store(t) }
+// SetTokens replaces the tokens, for requests from now on. Streams that are open stay so, for streamAge at most.
+func (a *API) SetTokens(t *Tokens) {
+	a.tokens.Store(t)
+	a.limiter.keep(t.has)
+}
 
-// SetLimits replaces the limits.
+// SetLimits replaces the limits, for requests from now on.
 func (a *API) SetLimits(l Limits) { a.limiter.set(l) }
 
 // Drain makes readiness red and ends streams and waits, so that a balancer and clients go elsewhere before the listener closes.
@@ -145,35 +154,77 @@ func (a *API) Drain() {
 }
 
 // ServeHTTP implements http.Handler.
-func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (a *API) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	w := &tracked{ResponseWriter: rw}
 	defer func() {
 		if v := recover(); v != nil {
-			if v == http.ErrAbortHandler { //nolint:errorlint // a sentinel that is panicked with, not wrapped
-				panic(v)
-			}
-			a.fault(w, r, panicError{v})
+			a.panicked(w, r, v)
 		}
 	}()
+	w.Header().Set("X-Content-Type-Options", "nosniff")
 	h, pattern := a.mux.Handler(r)
 	if pattern == "" {
 		a.noRoute(w, r, h)
 		return
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, a.cfg.MaxBody)
+	r.Body = http.MaxBytesReader(rw, r.Body, a.cfg.MaxBody)
 	r, ok := a.authorize(w, r, pattern)
 	if !ok {
 		return
 	}
+	if p := checkQuery(r.URL); p != nil {
+		writeProblem(w, p)
+		return
+	}
+	// A list may come in several lines (RFC 9110, 5.3); the generated routes take one.
+	if prefer := r.Header["Prefer"]; len(prefer) > 1 {
+		r.Header.Set("Prefer", strings.Join(prefer, ", "))
+	}
 	a.mux.ServeHTTP(w, r)
 }
 
-// noRoute turns the mux's own 404 and 405 into problems; the 405 keeps its Allow header.
+// panicked ends a request whose handler panicked. An answer that has begun cannot be taken back: its connection is cut, so that the
+// client does not take it for whole.
+func (a *API) panicked(w *tracked, r *http.Request, v any) {
+	if v == http.ErrAbortHandler { //nolint:errorlint // a sentinel that is panicked with, not wrapped
+		panic(v)
+	}
+	err := &panicError{v, debug.Stack()}
+	if w.wrote {
+		a.logFault(r, newInstance(), http.StatusInternalServerError, err)
+		panic(http.ErrAbortHandler)
+	}
+	a.fault(w, r, err)
+}
+
+// tracked knows whether an answer has begun.
+type tracked struct {
+	http.ResponseWriter
+	wrote bool
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (t *tracked) WriteHeader(status int) {
+	t.wrote = t.wrote || status >= http.StatusOK
+	t.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (t *tracked) Write(b []byte) (int, error) {
+	t.wrote = true
+	return t.ResponseWriter.Write(b) //nolint:wrapcheck // passes through
+}
+
+// Unwrap lets http.ResponseController reach what is below.
+func (t *tracked) Unwrap() http.ResponseWriter { return t.ResponseWriter }
+
+// noRoute turns the mux's own 404 and 405 into problems; the 405 keeps its Allow header. The mux would redirect from a path that is
+// not clean; if the clean one leads nowhere either, that is a 404 at once.
 func (a *API) noRoute(w http.ResponseWriter, r *http.Request, h http.Handler) {
-	rec := &statusOnly{header: w.Header(), status: http.StatusNotFound}
+	rec := &statusOnly{header: http.Header{}, status: http.StatusNotFound}
 	h.ServeHTTP(rec, r)
-	w.Header().Del("Content-Type")
-	w.Header().Del("X-Content-Type-Options")
 	if rec.status == http.StatusMethodNotAllowed {
+		w.Header()["Allow"] = rec.header["Allow"]
 		writeProblem(w, problem(rec.status, "method_not_allowed", "Method not allowed", r.Method+" is not for this path; see Allow"))
 		return
 	}
@@ -188,57 +239,6 @@ type statusOnly struct {
 func (s *statusOnly) Header() http.Header         { return s.header }
 func (s *statusOnly) WriteHeader(status int)      { s.status = status }
 func (s *statusOnly) Write(b []byte) (int, error) { return len(b), nil }
-
-func document(b []byte) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/yaml")
-		_, _ = w.Write(b) // the client is gone if it fails
-	}
-}
-
-// schema answers a JSON Schema. The route's wildcard is one segment, and fs.FS takes no name that leads out of it.
-func (a *API) schema(w http.ResponseWriter, r *http.Request) {
-	b, err := fs.ReadFile(a.Schemas, "json/"+r.PathValue("file"))
-	if err != nil {
-		a.fail(w, r, problem(http.StatusNotFound, "not_found", "Not found", "there is no such schema; /asyncapi.yaml names them"))
-		return
-	}
-	answerBytes(w, http.StatusOK, b)
-}
-
-func (a *API) health(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, Health{Status: HealthStatusOk})
-}
-
-// readyTimeout bounds all checks of readiness together.
-const readyTimeout = 2 * time.Second
-
-func (a *API) ready(w http.ResponseWriter, r *http.Request) {
-	h := Health{Status: HealthStatusOk, Checks: map[string]string{}}
-	if a.draining.Load() {
-		h.Status = HealthStatusUnavailable
-		h.Checks["process"] = "shutting down"
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
-	defer cancel()
-	for name, err := range a.Ready(ctx) {
-		var d interface{ Degraded() bool }
-		switch {
-		case err == nil:
-			h.Checks[name] = "ok"
-		case errors.As(err, &d) && d.Degraded():
-			h.Checks[name] = clean("degraded: "+err.Error(), maxDetail)
-		default:
-			h.Status = HealthStatusUnavailable
-			h.Checks[name] = clean(err.Error(), maxDetail)
-		}
-	}
-	status := http.StatusOK
-	if h.Status != HealthStatusOk {
-		status = http.StatusServiceUnavailable
-	}
-	answer(w, status, h)
-}
 
 func answer(w http.ResponseWriter, status int, v any) {
 	b, err := json.Marshal(v)

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"fmt"
 	"net/http"
 
 	"github.com/google/uuid"
@@ -12,7 +13,7 @@ import (
 func (a *API) ListDeadLetters(w http.ResponseWriter, r *http.Request, params ListDeadLettersParams) {
 	limit, err := pageLimit(params.Limit, r)
 	if err == nil && params.Status != "" && !params.Status.Valid() {
-		err = problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", "status is open, replaying, resolved, discarded or superseded").at("status")
+		err = badParameter("status", "status is open, replaying, resolved, discarded or superseded")
 	}
 	if err != nil {
 		a.fail(w, r, err)
@@ -75,30 +76,95 @@ func (a *API) DiscardDeadLetters(w http.ResponseWriter, r *http.Request) {
 	a.operate(w, r, consumers.ActionDiscard)
 }
 
-// maxResults bounds the results of one answer; the operation itself may be larger.
-const maxResults = 1000
+// Bounds of an operation on dead letters.
+const (
+	maxIDs     = 1000 // ids of one request
+	maxResults = 1000 // results of one answer; the operation itself may be larger
+)
+
+// selectionBody is DeadLetterSelection of the contract with the ids as text, so that a bad one can be answered for what it is.
+type selectionBody struct {
+	IDs    []string    `json:"ids"`
+	Filter *filterBody `json:"filter"`
+	DryRun bool        `json:"dry_run"`
+	Note   string      `json:"note"`
+}
+
+type filterBody struct {
+	Group       string `json:"group"`
+	Status      string `json:"status"`
+	Class       string `json:"class"`
+	OrderID     string `json:"order_id"`
+	Type        string `json:"type"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+// request reads an operator's wish; what it selects is for consumers to say.
+func (b *selectionBody) request() (consumers.Request, error) {
+	q := consumers.Request{Note: clean(b.Note, maxNoteBytes), DryRun: b.DryRun}
+	if err := checkLength("/note", b.Note, maxNote); err != nil {
+		return q, err
+	}
+	if len(b.IDs) > maxIDs {
+		return q, notAcceptable("/ids", fmt.Sprintf("there are more than %d ids: send several requests, or a filter", maxIDs))
+	}
+	for i, s := range b.IDs {
+		id, p := parseID(fmt.Sprintf("/ids/%d", i), s)
+		if p != nil {
+			return q, p
+		}
+		q.IDs = append(q.IDs, id)
+	}
+	f := b.Filter
+	if f == nil {
+		return q, nil
+	}
+	if f.Status != "" && f.Status != string(DeadLetterStatusOpen) {
+		return q, notAcceptable("/filter/status", "only open dead letters can be acted on: leave status out")
+	}
+	for _, x := range [][2]string{{"group", f.Group}, {"class", f.Class}, {"type", f.Type}, {"fingerprint", f.Fingerprint}} {
+		if len(x[1]) > maxParam || !plain(x[1]) {
+			return q, notAcceptable("/filter/"+x[0], fmt.Sprintf("%s is at most %d bytes of printable text", x[0], maxParam))
+		}
+	}
+	q.Filter = &consumers.DeadFilter{Group: consumers.GroupName(f.Group), Type: f.Type, Class: f.Class, Fingerprint: f.Fingerprint}
+	if f.OrderID != "" {
+		id, p := parseID("/filter/order_id", f.OrderID)
+		if p != nil {
+			return q, p
+		}
+		q.Filter.OrderID = id
+	}
+	return q, nil
+}
+
+func parseID(field, s string) (uuid.UUID, *Problem) {
+	id, err := uuid.Parse(s)
+	if err != nil || len(s) != 36 {
+		return uuid.Nil, notAcceptable(field, fmt.Sprintf("%q is not a UUID of 36 characters", clean(s, 40)))
+	}
+	return id, nil
+}
 
 func (a *API) operate(w http.ResponseWriter, r *http.Request, action consumers.Action) {
-	raw, err := readBody(r)
-	var b DeadLetterSelection
+	raw, err := readBody(w, r)
+	var b selectionBody
 	if err == nil {
 		err = decodeStrict(raw, &b)
 	}
-	if err == nil && b.Filter != nil && b.Filter.Status != "" && b.Filter.Status != DeadLetterStatusOpen {
-		err = problem(http.StatusUnprocessableEntity, "invalid", "Not acceptable", "only open dead letters can be acted on: leave status out").at("/filter/status")
+	var req consumers.Request
+	if err == nil {
+		req, err = b.request()
 	}
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
-	req := consumers.Request{Action: action, Actor: callerOf(r.Context()).Name, Note: clean(b.Note, 1000), IDs: b.Ids, DryRun: b.DryRun}
-	if f := b.Filter; f != nil {
-		req.Filter = &consumers.DeadFilter{Group: consumers.GroupName(f.Group), Type: f.Type, Class: f.Class, Fingerprint: f.Fingerprint}
-		if f.OrderID != nil {
-			req.Filter.OrderID = *f.OrderID
-		}
-	}
+	req.Action, req.Actor = action, callerOf(r.Context()).Name
 	op, results, err := a.DeadLetters.Do(r.Context(), req)
+	if err != nil && op != nil {
+		err = &unfinishedError{op: op.ID, err: err}
+	}
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -116,6 +182,17 @@ func (a *API) operate(w http.ResponseWriter, r *http.Request, action consumers.A
 	}
 	answer(w, http.StatusOK, out)
 }
+
+// unfinishedError is an operation that is stored and did not come to its end: it goes on by itself.
+type unfinishedError struct {
+	op  uuid.UUID
+	err error
+}
+
+func (e *unfinishedError) Error() string {
+	return fmt.Sprintf("operation %s is not finished: %v", e.op, e.err)
+}
+func (e *unfinishedError) Unwrap() error { return e.err }
 
 func deadLetter(d *consumers.DeadView) DeadLetter {
 	v := DeadLetter{

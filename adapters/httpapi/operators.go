@@ -13,12 +13,12 @@ func (a *API) ListSagas(w http.ResponseWriter, r *http.Request, params ListSagas
 	limit, err := pageLimit(params.Limit, r)
 	f := saga.SagaFilter{Phase: saga.Phase(params.Phase), Stuck: params.Stuck, Cursor: params.Cursor, Limit: limit}
 	if err == nil && params.Phase != "" && !params.Phase.Valid() {
-		err = problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", "phase is running, completed, compensating or compensated").at("phase")
+		err = badParameter("phase", "phase is running, completed, compensating or compensated")
 	}
 	if err == nil && params.OlderThan != "" {
 		f.OlderThan, err = time.ParseDuration(params.OlderThan)
 		if err != nil || f.OlderThan < 0 {
-			err = problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", "older_than is a number with a unit, such as 90s, 10m or 2h").at("older_than")
+			err = badParameter("older_than", "older_than is a number with a unit, such as 90s, 10m or 2h")
 		}
 	}
 	if err != nil {
@@ -52,19 +52,45 @@ func (a *API) GetSaga(w http.ResponseWriter, r *http.Request, orderID OrderID) {
 	answer(w, http.StatusOK, SagaDetail{Saga: a.saga(o), Timeline: entries})
 }
 
+// Bounds of what an operator may write.
+const (
+	maxNote      = 1000        // characters
+	maxNoteBytes = maxNote * 4 // of UTF-8
+)
+
+func checkDecision(b *ResolveSaga) error {
+	switch {
+	case !b.Decision.Valid():
+		return notAcceptable("/decision", "decision is retry, mark_done or take")
+	case b.Decision == SagaDecisionMarkDone && b.Name == "":
+		return notAcceptable("/name", "mark_done takes the name of the step, or of the participant whose undo was done")
+	case b.Decision != SagaDecisionMarkDone && b.Name != "":
+		return notAcceptable("/name", "only mark_done takes a name")
+	case !plain(b.Name):
+		return notAcceptable("/name", "name is printable text")
+	}
+	if err := checkLength("/name", b.Name, domain.MaxIDLength); err != nil {
+		return err
+	}
+	return checkLength("/note", b.Note, maxNote)
+}
+
 // ResolveSaga implements POST /v1/sagas/{order_id}/resolve.
 func (a *API) ResolveSaga(w http.ResponseWriter, r *http.Request, orderID OrderID) {
-	raw, err := readBody(r)
+	raw, err := readBody(w, r)
 	var b ResolveSaga
 	if err == nil {
 		err = decodeStrict(raw, &b)
+	}
+	if err == nil {
+		err = checkDecision(&b)
 	}
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
 	_, changed, err := a.Orders.Resolve(r.Context(), saga.Decision{
-		Order: domain.OrderID(orderID), Kind: saga.DecisionKind(b.Decision), Name: b.Name, Note: clean(b.Note, 1000), Actor: callerOf(r.Context()).Name,
+		Order: domain.OrderID(orderID), Kind: saga.DecisionKind(b.Decision), Name: b.Name, Note: clean(b.Note, maxNoteBytes), Actor: callerOf(r.Context()).Name,
 	})
 	if err == nil && !changed {
 		err = problem(http.StatusConflict, "does_not_fit", "The decision does not fit", "the saga is not in a state in which the decision changes anything; look at it with GET /v1/sagas/{order_id}")

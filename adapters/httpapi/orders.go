@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -17,7 +19,7 @@ import (
 
 // PlaceOrder implements POST /v1/orders.
 func (a *API) PlaceOrder(w http.ResponseWriter, r *http.Request, params PlaceOrderParams) {
-	sub, wait, err := a.submission(r, params)
+	sub, wait, err := a.submission(w, r, params)
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -35,16 +37,26 @@ func (a *API) PlaceOrder(w http.ResponseWriter, r *http.Request, params PlaceOrd
 	answerBytes(w, http.StatusAccepted, body)
 }
 
-func (a *API) submission(r *http.Request, params PlaceOrderParams) (*saga.Submission, time.Duration, error) {
+const (
+	idempotencyKey = "Idempotency-Key"
+	maxKey         = 255 // bytes
+)
+
+func badKey() *Problem {
+	return problem(http.StatusBadRequest, "bad_idempotency_key", "Bad Idempotency-Key",
+		fmt.Sprintf("the Idempotency-Key is one header of 1 to %d characters of printable ASCII", maxKey)).at(idempotencyKey)
+}
+
+func (a *API) submission(w http.ResponseWriter, r *http.Request, params PlaceOrderParams) (*saga.Submission, time.Duration, error) {
 	key := params.IdempotencyKey
-	if key == "" || len(key) > 255 || strings.ContainsFunc(key, func(c rune) bool { return c < 0x20 || c > 0x7e }) {
-		return nil, 0, problem(http.StatusBadRequest, "bad_idempotency_key", "Bad Idempotency-Key", "the Idempotency-Key is 1 to 255 characters of printable ASCII").at("Idempotency-Key")
+	if key == "" || len(key) > maxKey || strings.ContainsFunc(key, func(c rune) bool { return c < 0x20 || c > 0x7e }) {
+		return nil, 0, badKey()
 	}
 	wait, err := preferWait(r.Header, a.cfg.MaxWait)
 	if err != nil {
 		return nil, 0, err
 	}
-	raw, err := readBody(r)
+	raw, err := readBody(w, r)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -109,35 +121,22 @@ func acceptedView(id domain.OrderID, st domain.Status, why domain.Reason, total 
 	return OrderAccepted{OrderID: OrderID(id), Status: OrderStatus(st), Reason: OrderReason(why), TotalMinor: total.Minor, Currency: total.Currency}
 }
 
-// preferWait reads `Prefer: wait=N` (RFC 7240); other preferences are ignored, as it asks.
-func preferWait(h http.Header, limit time.Duration) (time.Duration, error) {
-	for _, line := range h.Values("Prefer") {
-		for p := range strings.SplitSeq(line, ",") {
-			name, val, _ := strings.Cut(strings.TrimSpace(p), "=")
-			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-				continue
-			}
-			n, err := strconv.Atoi(strings.Trim(strings.TrimSpace(val), `"`))
-			if err != nil || n < 0 {
-				return 0, problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", "Prefer: wait=N takes a number of seconds").at("Prefer")
-			}
-			return min(time.Duration(n)*time.Second, limit), nil
-		}
-	}
-	return 0, nil
-}
+// waitWrite is how long a client may take to read the answer it waited for.
+const waitWrite = 10 * time.Second
 
-// waited answers the order as it is when it ends or the time is up. What is stored under the key stays as it was.
+// waited answers the order as it is when it ends or the time is up. What is stored under the key stays as it was. Where the order cannot
+// be waited for, the stored answer stands: the order is accepted all the same, and the preference is only that.
 func (a *API) waited(w http.ResponseWriter, r *http.Request, res saga.Accepted, wait time.Duration) []byte {
 	select {
 	case a.streams <- struct{}{}:
 		defer func() { <-a.streams }()
 	default:
-		return res.Answer // too many wait already; the preference is only that
+		return res.Answer // too many wait already
 	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + waitWrite)) // the server's own stands where it cannot be moved
 	o, err := a.await(r.Context(), res.Order, wait)
 	if err != nil || o == nil {
-		return res.Answer // the order is accepted all the same
+		return res.Answer
 	}
 	w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
 	b, err := json.Marshal(acceptedView(o.ID, o.Status, o.Reason, o.Total))
@@ -147,27 +146,32 @@ func (a *API) waited(w http.ResponseWriter, r *http.Request, res saga.Accepted, 
 	return append(b, '\n')
 }
 
+var errDraining = errors.New("shutting down")
+
 // await reads the order once it has ended, or after wait. It subscribes before it reads, so that no end is missed in between.
 func (a *API) await(ctx context.Context, id domain.OrderID, wait time.Duration) (*saga.OrderView, error) {
 	updates, end := a.Hub.Subscribe(id)
 	defer end()
 	o, err := a.Reader.Order(ctx, id)
 	if err != nil || o == nil || o.Status.Terminal() {
-		return o, err //nolint:wrapcheck // both callers map it
+		return o, err //nolint:wrapcheck // the caller falls back
 	}
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
 	for {
 		select {
 		case u, open := <-updates:
-			if open && !u.Terminal {
+			if !open {
+				return nil, errDraining
+			}
+			if !u.Terminal {
 				continue
 			}
 		case <-timeout.C:
 		case <-ctx.Done():
 			return nil, ctx.Err() //nolint:wrapcheck // the client is gone
 		}
-		return a.Reader.Order(ctx, id) //nolint:wrapcheck // both callers map it
+		return a.Reader.Order(ctx, id) //nolint:wrapcheck // the caller falls back
 	}
 }
 
@@ -175,7 +179,7 @@ func (a *API) await(ctx context.Context, id domain.OrderID, wait time.Duration) 
 func (a *API) ListOrders(w http.ResponseWriter, r *http.Request, params ListOrdersParams) {
 	limit, err := pageLimit(params.Limit, r)
 	if err == nil && params.Status != "" && !params.Status.Valid() {
-		err = problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", "status is pending, confirmed, rejected or cancelled").at("status")
+		err = badParameter("status", "status is pending, confirmed, rejected or cancelled")
 	}
 	if err != nil {
 		a.fail(w, r, err)
@@ -218,19 +222,19 @@ func (a *API) find(ctx context.Context, id OrderID) (*saga.OrderView, error) {
 
 // CancelOrder implements POST /v1/orders/{order_id}/cancel.
 func (a *API) CancelOrder(w http.ResponseWriter, r *http.Request, orderID OrderID, _ CancelOrderParams) {
-	raw, err := readBody(r)
+	raw, err := readBody(w, r)
 	var body CancelOrder
 	if err == nil && len(raw) > 0 {
 		err = decodeStrict(raw, &body)
 	}
-	if err == nil && len(body.Reason) > domain.MaxIDLength {
-		err = &domain.Refusal{Reason: domain.Invalid, Field: "/reason", Detail: "reason is longer than 128 bytes"}
+	if err == nil {
+		err = checkLength("/reason", body.Reason, domain.MaxIDLength)
 	}
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
-	req := saga.CancelRequest{Order: domain.OrderID(orderID), Reason: body.Reason, Actor: callerOf(r.Context()).Name}
+	req := saga.CancelRequest{Order: domain.OrderID(orderID), Reason: clean(body.Reason, maxDetail), Actor: callerOf(r.Context()).Name}
 	if sc := trace.SpanContextFromContext(r.Context()); sc.IsValid() {
 		req.Trace.TraceID, req.Trace.SpanID, req.Trace.Flags = sc.TraceID(), sc.SpanID(), byte(sc.TraceFlags())
 	}
@@ -284,7 +288,7 @@ func pageLimit(n int, r *http.Request) (int, error) {
 		return fallback, nil
 	}
 	if n < 1 || n > most {
-		return 0, problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", "limit is between 1 and 500").at("limit")
+		return 0, badParameter("limit", "limit is between 1 and 500")
 	}
 	return n, nil
 }

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,7 +22,7 @@ const problemBase = "urn:ordersaga:problem:"
 // maxDetail bounds what an error says to a client, in bytes.
 const maxDetail = 500
 
-// problem is an answer that says no; it is an error so that helpers can return it.
+// problem makes an answer that says no; it is an error, so that whatever reads a request can return it.
 func problem(status int, code, title, detail string) *Problem {
 	return &Problem{Type: problemBase + code, Status: status, Code: code, Title: title, Detail: clean(detail, maxDetail)}
 }
@@ -46,9 +46,12 @@ func writeProblem(w http.ResponseWriter, p *Problem) {
 	_, _ = w.Write(append(b, '\n')) // the client is gone if it fails
 }
 
-type panicError struct{ v any }
+type panicError struct {
+	v     any
+	stack []byte
+}
 
-func (e panicError) Error() string { return fmt.Sprintf("panic: %v", e.v) }
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.v) }
 
 // titles of refusals, by reason.
 var titles = map[domain.Reason]string{
@@ -59,93 +62,128 @@ var titles = map[domain.Reason]string{
 
 // fail maps an error of a use case to its answer. What is not the client's doing is logged here, once.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
-	var p *Problem
-	var refusal *domain.Refusal
-	var full *saga.OverloadedError
-	var tooLarge *http.MaxBytesError
-	var request *consumers.RequestError
-	switch {
-	case errors.As(err, &p):
-		if p.Status == http.StatusServiceUnavailable || p.Code == "in_flight" {
-			retryAfter(w, time.Second)
-		}
-	case errors.As(err, &refusal):
-		title := titles[refusal.Reason]
-		if title == "" {
-			title = "Not acceptable"
-		}
-		p = problem(http.StatusUnprocessableEntity, string(refusal.Reason), title, refusal.Detail).at(refusal.Field)
-	case errors.As(err, &full):
-		p = problem(http.StatusServiceUnavailable, "overloaded", "Overloaded", full.Why+": nothing was stored, try again after Retry-After")
-		if full.Full {
-			p.Status = http.StatusTooManyRequests
-		}
-		retryAfter(w, full.After)
-	case errors.As(err, &tooLarge):
-		p = problem(http.StatusRequestEntityTooLarge, "too_large", "Too large", fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
-	case errors.As(err, &request):
-		p = problem(http.StatusUnprocessableEntity, "invalid", "Not acceptable", request.Error())
-	case errors.Is(err, saga.ErrKeyReused):
-		p = problem(http.StatusUnprocessableEntity, "key_reused", "Idempotency-Key reused", "the Idempotency-Key was used with another body: draw a new one for a new order").at("Idempotency-Key")
-	case errors.Is(err, saga.ErrOrderExists):
-		p = problem(http.StatusConflict, "order_exists", "The order exists", "the order_id belongs to an order placed under another Idempotency-Key").at("/order_id")
-	case errors.Is(err, saga.ErrNoSaga):
-		p = problem(http.StatusNotFound, "not_found", "Not found", "there is no such order")
-	default:
+	p := known(w, err)
+	if p == nil {
 		a.fault(w, r, err)
 		return
 	}
 	writeProblem(w, p)
 }
 
+// known answers the problem for an error that is part of the contract, with its Retry-After; nil: it is a fault.
+func known(w http.ResponseWriter, err error) *Problem {
+	var p *Problem
+	var refusal *domain.Refusal
+	var full *saga.OverloadedError
+	var tooLarge *http.MaxBytesError
+	var request *consumers.RequestError
+	var inFlight interface{ InFlight() bool }
+	switch {
+	case errors.As(err, &p):
+		if p.Status == http.StatusServiceUnavailable {
+			retryAfter(w, time.Second)
+		}
+		return p
+	case errors.As(err, &refusal):
+		title := titles[refusal.Reason]
+		if title == "" {
+			title = "Not acceptable"
+		}
+		return problem(http.StatusUnprocessableEntity, string(refusal.Reason), title, refusal.Detail).at(refusal.Field)
+	case errors.As(err, &full):
+		retryAfter(w, full.After)
+		status := http.StatusServiceUnavailable
+		if full.Full {
+			status = http.StatusTooManyRequests
+		}
+		return problem(status, "overloaded", "Overloaded", full.Why+": nothing was stored, try again after Retry-After")
+	case errors.As(err, &tooLarge):
+		return problem(http.StatusRequestEntityTooLarge, "too_large", "Too large", fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit))
+	case errors.As(err, &request):
+		return notAcceptable("", request.Error())
+	case errors.As(err, &inFlight) && inFlight.InFlight():
+		retryAfter(w, time.Second)
+		return problem(http.StatusConflict, "in_flight", "In flight", "a request with the same Idempotency-Key is being answered: try again after Retry-After").at("Idempotency-Key")
+	case errors.Is(err, saga.ErrKeyReused):
+		return problem(http.StatusUnprocessableEntity, "key_reused", "Idempotency-Key reused", "the Idempotency-Key was used with another body: draw a new one for a new order").at("Idempotency-Key")
+	case errors.Is(err, saga.ErrOrderExists):
+		return problem(http.StatusConflict, "order_exists", "The order exists", "the order_id belongs to an order placed under another Idempotency-Key").at("/order_id")
+	case errors.Is(err, saga.ErrNoSaga):
+		return problem(http.StatusNotFound, "not_found", "Not found", "there is no such order")
+	}
+	return nil
+}
+
+// statusClientGone is what metrics show of a request whose client did not wait for its answer; nobody else sees it.
+const statusClientGone = 499
+
 // fault answers what is not the client's doing: a dependency that is away, a deadline of ours, a mistake of ours.
 func (a *API) fault(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
-		return // the client is gone
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		w.WriteHeader(statusClientGone)
+		return
 	}
-	instance := "urn:uuid:" + uuid.NewString()
 	p := problem(http.StatusInternalServerError, "internal", "Internal error", "a fault on this side; it is in the log under the instance")
 	var away interface{ Outage() string }
-	if errors.As(err, &away) || errors.Is(err, context.DeadlineExceeded) {
+	var later interface{ RetryAfter() time.Duration }
+	if errors.As(err, &away) && away.Outage() != "" || errors.As(err, &later) || errors.Is(err, context.DeadlineExceeded) {
 		p = problem(http.StatusServiceUnavailable, "unavailable", "Unavailable", "something this service depends on is away: try again; with the same Idempotency-Key nothing happens twice")
-		retryAfter(w, time.Second)
+		after := time.Second
+		if later != nil {
+			after = later.RetryAfter()
+		}
+		retryAfter(w, after)
 	}
-	p.Instance = instance
-	a.Log.LogAttrs(r.Context(), levelOf(p.Status), "request failed",
-		attr("instance", instance), attr("method", r.Method), attr("route", r.Pattern), attr("status", p.Status), attr("error", err.Error()),
-		attr("trace_id", trace.SpanContextFromContext(r.Context()).TraceID().String()))
+	var unfinished *unfinishedError
+	if errors.As(err, &unfinished) {
+		p.Detail = fmt.Sprintf("operation %s is stored and goes on by itself; its dead letters show how far it is", unfinished.op)
+	}
+	p.Instance = newInstance()
+	a.logFault(r, p.Instance, p.Status, err)
 	writeProblem(w, p)
 }
 
-// badParameter answers what the generated routes could not read.
-func (a *API) badParameter(w http.ResponseWriter, _ *http.Request, err error) {
+func newInstance() string { return "urn:uuid:" + uuid.NewString() }
+
+// maxLogged bounds what a log line says of an error, in bytes.
+const maxLogged = 2000
+
+func (a *API) logFault(r *http.Request, instance string, status int, err error) {
+	level := slog.LevelWarn
+	if status == http.StatusInternalServerError {
+		level = slog.LevelError
+	}
+	attrs := []slog.Attr{
+		slog.String("instance", instance), slog.String("method", r.Method), slog.String("route", a.Route(r)), slog.Int("status", status),
+		slog.String("error", clean(err.Error(), maxLogged)),
+	}
+	if sc := trace.SpanContextFromContext(r.Context()); sc.IsValid() {
+		attrs = append(attrs, slog.String("trace_id", sc.TraceID().String()))
+	}
+	var p *panicError
+	if errors.As(err, &p) {
+		attrs = append(attrs, slog.String("stack", string(p.stack)))
+	}
+	a.Log.LogAttrs(r.Context(), level, "request failed", attrs...)
+}
+
+// unreadable answers what the generated routes could not read of a request.
+func (a *API) unreadable(w http.ResponseWriter, _ *http.Request, err error) {
 	var missing *RequiredHeaderError
 	var format *InvalidParamFormatError
 	var many *TooManyValuesForParamError
-	p := problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", err.Error())
+	var p *Problem
 	switch {
-	case errors.As(err, &missing) && missing.ParamName == "Idempotency-Key":
-		p = problem(http.StatusBadRequest, "idempotency_key_missing", "Idempotency-Key missing", "send an Idempotency-Key header, one an order; a UUID is a good one").at("Idempotency-Key")
-	case errors.As(err, &missing):
-		p.Field = missing.ParamName
+	case errors.As(err, &missing) && missing.ParamName == idempotencyKey:
+		p = problem(http.StatusBadRequest, "idempotency_key_missing", "Idempotency-Key missing", "send an Idempotency-Key header, one an order; a UUID is a good one").at(idempotencyKey)
+	case errors.As(err, &format) && format.ParamName == idempotencyKey, errors.As(err, &many) && many.ParamName == idempotencyKey:
+		p = badKey()
 	case errors.As(err, &format):
-		p.Field = format.ParamName
+		p = badParameter(format.ParamName, "the value of "+format.ParamName+" is not of the kind that it takes; /openapi.yaml says which")
 	case errors.As(err, &many):
-		p.Field = many.ParamName
+		p = badParameter(many.ParamName, many.ParamName+" is there more than once")
+	default:
+		p = badParameter("", err.Error())
 	}
 	writeProblem(w, p)
-}
-
-// clean keeps one line of printable text of at most n bytes.
-func clean(s string, n int) string {
-	s = strings.Map(func(r rune) rune {
-		if r < 0x20 || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' {
-			return ' '
-		}
-		return r
-	}, s)
-	if len(s) > n {
-		s = strings.ToValidUTF8(s[:n-3], "") + "…"
-	}
-	return s
 }

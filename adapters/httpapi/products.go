@@ -1,6 +1,8 @@
 package httpapi
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 
 	"ordersaga/domain"
@@ -27,6 +29,10 @@ func (a *API) ListProducts(w http.ResponseWriter, r *http.Request, params ListPr
 
 // GetProduct implements GET /v1/products/{sku}.
 func (a *API) GetProduct(w http.ResponseWriter, r *http.Request, sku SKU) {
+	if p := checkSKU(sku); p != nil {
+		a.fail(w, r, p)
+		return
+	}
 	p, err := a.Products.Get(r.Context(), domain.SKU(sku))
 	switch {
 	case err != nil:
@@ -38,25 +44,50 @@ func (a *API) GetProduct(w http.ResponseWriter, r *http.Request, sku SKU) {
 	}
 }
 
+func checkSKU(sku string) *Problem {
+	if sku == "" || len(sku) > domain.MaxIDLength || !plain(sku) {
+		return badParameter("sku", fmt.Sprintf("a sku is 1 to %d bytes of printable text", domain.MaxIDLength))
+	}
+	return nil
+}
+
+// productBody is PutProduct of the contract, so read that a price of 0 is not what a missing one means.
+type productBody struct {
+	Name           string `json:"name"`
+	UnitPriceMinor *int64 `json:"unit_price_minor"`
+	Currency       string `json:"currency"`
+	OnHand         *int64 `json:"on_hand"`
+	Note           string `json:"note"`
+}
+
+// onHandField is where a store complains of fewer on hand than are reserved.
+const onHandField = "/on_hand"
+
 // PutProduct implements PUT /v1/products/{sku}.
 func (a *API) PutProduct(w http.ResponseWriter, r *http.Request, sku SKU) {
-	raw, err := readBody(r)
-	var b PutProduct
+	raw, err := readBody(w, r)
+	var b productBody
 	if err == nil {
 		err = decodeStrict(raw, &b)
 	}
+	if p := checkSKU(sku); err == nil && p != nil {
+		err = p
+	}
 	if err == nil {
-		err = checkProduct(sku, &b)
+		err = b.check()
 	}
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
 	v, created, err := a.Products.Put(r.Context(), ProductChange{
-		Product: domain.Product{SKU: domain.SKU(sku), Name: b.Name, UnitPrice: domain.Money{Minor: b.UnitPriceMinor, Currency: b.Currency}},
-		OnHand:  b.OnHand, Actor: callerOf(r.Context()).Name, Note: clean(b.Note, 1000),
+		Product: domain.Product{SKU: domain.SKU(sku), Name: b.Name, UnitPrice: domain.Money{Minor: *b.UnitPriceMinor, Currency: b.Currency}},
+		OnHand:  b.OnHand, Actor: callerOf(r.Context()).Name, Note: clean(b.Note, maxNoteBytes),
 	})
+	var refusal *domain.Refusal
 	switch {
+	case errors.As(err, &refusal) && refusal.Field == onHandField:
+		a.fail(w, r, problem(http.StatusConflict, "reserved", "Reserved", refusal.Detail).at(onHandField))
 	case err != nil:
 		a.fail(w, r, err)
 	case created:
@@ -66,21 +97,24 @@ func (a *API) PutProduct(w http.ResponseWriter, r *http.Request, sku SKU) {
 	}
 }
 
-func checkProduct(sku string, b *PutProduct) error {
-	bad := func(field, detail string) error {
-		return &domain.Refusal{Reason: domain.Invalid, Field: field, Detail: detail}
-	}
+// Bounds of what an admin may write about a product.
+const (
+	maxProductName = 256  // bytes
+	maxOnHand      = 1e12 // pieces
+)
+
+func (b *productBody) check() error {
 	switch {
-	case sku == "" || len(sku) > domain.MaxIDLength || clean(sku, len(sku)+1) != sku:
-		return bad("sku", "a sku is 1 to 128 bytes of printable text")
-	case b.Name == "" || len(b.Name) > 256 || clean(b.Name, len(b.Name)+1) != b.Name:
-		return bad("/name", "name is 1 to 256 bytes of printable text")
-	case b.UnitPriceMinor < 0 || b.UnitPriceMinor > domain.MaxMinor:
-		return bad("/unit_price_minor", "unit_price_minor is between 0 and 99999999")
+	case b.Name == "" || len(b.Name) > maxProductName || !plain(b.Name):
+		return notAcceptable("/name", fmt.Sprintf("name is 1 to %d bytes of printable text", maxProductName))
+	case b.UnitPriceMinor == nil:
+		return notAcceptable("/unit_price_minor", "unit_price_minor is missing")
+	case *b.UnitPriceMinor < 0 || *b.UnitPriceMinor > domain.MaxMinor:
+		return notAcceptable("/unit_price_minor", fmt.Sprintf("unit_price_minor is between 0 and %d", domain.MaxMinor))
 	case !domain.ValidCurrency(b.Currency):
-		return bad("/currency", "currency is a three-letter ISO 4217 code in upper case")
-	case b.OnHand != nil && (*b.OnHand < 0 || *b.OnHand > 1e12):
-		return bad("/on_hand", "on_hand is between 0 and 10^12")
+		return notAcceptable("/currency", "currency is a three-letter ISO 4217 code in upper case")
+	case b.OnHand != nil && (*b.OnHand < 0 || *b.OnHand > maxOnHand):
+		return notAcceptable(onHandField, fmt.Sprintf("on_hand is between 0 and %d", int64(maxOnHand)))
 	}
-	return nil
+	return checkLength("/note", b.Note, maxNote)
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -34,11 +35,29 @@ func Listen(ctx context.Context, addr string, api *API, handler http.Handler, tl
 	if err != nil {
 		return nil, fmt.Errorf("http: listen on %s: %w", addr, err)
 	}
-	s := &Server{api: api, ln: ln, srv: &http.Server{
-		Handler: handler, TLSConfig: tlsConfig, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	return newServer(ln, api, handler, tlsConfig, log), nil
+}
+
+func newServer(ln net.Listener, api *API, handler http.Handler, tlsConfig *tls.Config, log *slog.Logger) *Server {
+	return &Server{api: api, ln: ln, srv: &http.Server{
+		Handler: handler, TLSConfig: tlsConfig, ErrorLog: slog.NewLogLogger(serverLog{log.Handler()}, slog.LevelWarn),
 		ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 	}}
-	return s, nil
+}
+
+// serverLog passes on what net/http complains of, on one line. What any stranger can cause by a bad handshake is for debugging only.
+type serverLog struct{ slog.Handler }
+
+// Handle implements slog.Handler.
+func (l serverLog) Handle(ctx context.Context, r slog.Record) error {
+	level := r.Level
+	if strings.Contains(r.Message, "TLS handshake error") {
+		level = slog.LevelDebug
+	}
+	if !l.Enabled(ctx, level) {
+		return nil
+	}
+	return l.Handler.Handle(ctx, slog.NewRecord(r.Time, level, clean(r.Message, maxLogged), 0)) //nolint:wrapcheck // passes through
 }
 
 // Addr is where it listens.

@@ -1,9 +1,11 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"time"
@@ -16,6 +18,7 @@ const (
 	heartbeat    = 15 * time.Second // a comment line while nothing happens
 	streamWrite  = 10 * time.Second // a client that does not read for so long is let go
 	resyncStream = 5 * time.Second  // how often a stream looks at the order itself, in case an update passed it by
+	streamAge    = 30 * time.Minute // then it ends: the client comes again with Last-Event-ID, and with a token that is still good
 )
 
 // StreamOrderEvents implements GET /v1/orders/{order_id}/events.
@@ -23,6 +26,10 @@ func (a *API) StreamOrderEvents(w http.ResponseWriter, r *http.Request, orderID 
 	last, err := lastEvent(params.LastEventID)
 	if err != nil {
 		a.fail(w, r, err)
+		return
+	}
+	if a.draining.Load() {
+		a.fail(w, r, problem(http.StatusServiceUnavailable, "shutting_down", "Shutting down", "this process is going: ask again, another one answers"))
 		return
 	}
 	select {
@@ -40,27 +47,28 @@ func (a *API) StreamOrderEvents(w http.ResponseWriter, r *http.Request, orderID 
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no") // proxies that would hold events back
-	s := &stream{w: w, rc: http.NewResponseController(w), last: last}
-	if s.order(a.order(o)) != nil {
+	if r.Method == http.MethodHead {
 		return
 	}
-	if s.catchUp(o) {
+	s := &stream{w: w, rc: http.NewResponseController(w), last: last}
+	_ = s.rc.SetReadDeadline(time.Time{}) // nothing is read any more, and a deadline would be taken for the client's leaving
+	if s.order(a.order(o)) != nil || s.catchUp(o) {
 		return
 	}
 	a.follow(r.Context(), s, domain.OrderID(orderID), updates)
 }
 
+// lastEvent reads Last-Event-ID: the last sequence that the client has seen.
 func lastEvent(h string) (int32, error) {
 	if h == "" {
 		return 0, nil
 	}
-	n, err := strconv.ParseInt(h, 10, 32)
-	if err != nil || n < 0 {
-		return 0, problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", "Last-Event-ID is the sequence of the last event seen").at("Last-Event-ID")
+	n, err := strconv.ParseUint(h, 10, 31)
+	if err != nil {
+		return 0, badParameter("Last-Event-ID", "Last-Event-ID is the sequence of the last event seen")
 	}
-	return int32(n), nil
+	return int32(n), nil //nolint:gosec // 31 bits
 }
 
 // follow writes updates until the order has ended, the client is gone or the hub closes.
@@ -69,6 +77,8 @@ func (a *API) follow(ctx context.Context, s *stream, id domain.OrderID, updates 
 	defer beat.Stop()
 	resync := time.NewTicker(resyncStream)
 	defer resync.Stop()
+	age := time.NewTimer(streamAge)
+	defer age.Stop()
 	for {
 		select {
 		case u, open := <-updates:
@@ -84,6 +94,8 @@ func (a *API) follow(ctx context.Context, s *stream, id domain.OrderID, updates 
 			if s.write(": still here\n\n") != nil {
 				return
 			}
+		case <-age.C:
+			return
 		case <-ctx.Done():
 			return
 		}
@@ -97,14 +109,21 @@ type stream struct {
 	last int32
 }
 
+// write sends text at once. The deadline holds for this write only: on HTTP/2 one that passes while nothing is written ends the stream.
 func (s *stream) write(text string) error {
 	if err := s.rc.SetWriteDeadline(time.Now().Add(streamWrite)); err != nil {
 		return fmt.Errorf("stream: %w", err)
 	}
-	if _, err := s.w.Write([]byte(text)); err != nil {
+	if _, err := io.WriteString(s.w, text); err != nil {
 		return fmt.Errorf("stream: %w", err)
 	}
-	return s.rc.Flush() //nolint:wrapcheck // ends the stream, nothing more
+	if err := s.rc.Flush(); err != nil {
+		return fmt.Errorf("stream: %w", err)
+	}
+	if err := s.rc.SetWriteDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("stream: %w", err)
+	}
+	return nil
 }
 
 func (s *stream) order(o Order) error {
@@ -115,13 +134,18 @@ func (s *stream) order(o Order) error {
 	return s.write("event: order\ndata: " + string(b) + "\n\n")
 }
 
-// update writes a public event that the client has not seen.
+// update writes a public event that the client has not seen. Its body goes on one line, as the format of the stream wants it; one that is
+// no JSON came from somebody else and is left out.
 func (s *stream) update(u Update) error {
 	if u.Sequence <= s.last {
 		return nil
 	}
+	var line bytes.Buffer
+	if json.Compact(&line, u.Data) != nil {
+		return nil
+	}
 	s.last = u.Sequence
-	return s.write(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", u.Sequence, u.Name, u.Data))
+	return s.write(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", u.Sequence, clean(u.Name, maxDetail), line.Bytes()))
 }
 
 // terminalNames are the public events with which an order ends.
@@ -129,18 +153,25 @@ var terminalNames = map[domain.Status]string{
 	domain.Confirmed: "OrderConfirmed", domain.Rejected: "OrderRejected", domain.Cancelled: "OrderCancelled",
 }
 
-// catchUp writes the event of an end that was reached before the subscription, from the order itself. It answers true if the stream
-// is over.
+// end is the body of the event with which an order ended, as asyncapi.yaml has it.
+type end struct {
+	OrderID    string `json:"order_id"`
+	Sequence   int32  `json:"sequence"`
+	Status     string `json:"status"`
+	Reason     string `json:"reason,omitempty"`
+	TotalMinor int64  `json:"total_minor"`
+	Currency   string `json:"currency"`
+}
+
+// catchUp writes the event of an end that was reached before the subscription, or that passed it by, from the order itself. It answers
+// true if the stream is over.
 func (s *stream) catchUp(o *saga.OrderView) bool {
 	if !o.Status.Terminal() {
 		return false
 	}
-	b, err := json.Marshal(map[string]any{
-		"order_id": o.ID.String(), "sequence": o.Sequence, "status": o.Status, "reason": o.Reason, "total_minor": o.Total.Minor, "currency": o.Total.Currency,
-	})
-	if err != nil {
-		return true
+	b, err := json.Marshal(end{o.ID.String(), o.Sequence, string(o.Status), string(o.Reason), o.Total.Minor, o.Total.Currency})
+	if err == nil {
+		_ = s.update(Update{Sequence: o.Sequence, Name: terminalNames[o.Status], Data: b}) // over either way
 	}
-	_ = s.update(Update{Sequence: o.Sequence, Name: terminalNames[o.Status], Data: b}) // over either way
 	return true
 }

@@ -3,10 +3,10 @@ package httpapi
 import (
 	"encoding/json"
 	"errors"
-	"net/http"
 
 	"github.com/google/uuid"
 
+	"ordersaga/domain"
 	"ordersaga/saga"
 )
 
@@ -83,11 +83,11 @@ func auditEntry(e *saga.AuditEntry) AuditEntry {
 	return v
 }
 
-// badCursor turns a store's complaint about a cursor, known by its behaviour, into a 400.
+// badCursor turns a store's refusal of a cursor into the contract's 400.
 func badCursor(err error) error {
-	var b interface{ BadCursor() bool }
-	if errors.As(err, &b) && b.BadCursor() {
-		return problem(http.StatusBadRequest, "bad_parameter", "Bad parameter", "the cursor is not one that a page ended with").at("cursor")
+	var refusal *domain.Refusal
+	if errors.As(err, &refusal) && refusal.Field == "/cursor" {
+		return badParameter("cursor", refusal.Detail)
 	}
 	return err
 }
