@@ -173,8 +173,14 @@ func (r *round[T]) lookUp(ctx context.Context, s domain.PaymentStep) (out domain
 // renew stores the next key's number before it is used, and answers it.
 func (r *round[T]) renew(ctx context.Context, s domain.PaymentStep) (int, error) {
 	var ok bool
+	order := []domain.OrderID{s.Order}
 	err := r.db.InTx(ctx, func(ctx context.Context, tx T) error {
-		pays, err := tx.LockPayments(ctx, []domain.OrderID{s.Order})
+		if _, err := tx.LockPayments(ctx, order); err != nil {
+			return err
+		}
+		// Looked at again under the lock: a statement of Postgres that had to wait for it does not see the row that whoever held it
+		// has inserted, and that row may say that an undo has taken over. A new key then would charge behind the undo's back (F36).
+		pays, err := tx.LockPayments(ctx, order)
 		if err != nil {
 			return err
 		}

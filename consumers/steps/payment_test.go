@@ -601,3 +601,50 @@ func TestOutcomesSurviveASplitOfTheBatch(t *testing.T) {
 	}
 	require.Len(t, w.gw.Calls(), 3)
 }
+
+// committed shows rows as Postgres does at READ COMMITTED: a statement that waited for a lock does not see the row that its holder
+// inserted; the next statement does.
+type committed struct {
+	*sagatest.Tx
+	waited *bool
+}
+
+func (c committed) LockPayments(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]*domain.Payment, error) {
+	pays, err := c.Tx.LockPayments(ctx, ids)
+	if !*c.waited {
+		*c.waited = true
+		for _, p := range pays {
+			delete(p.Steps, domain.Reverse)
+		}
+	}
+	return pays, err
+}
+
+type committedStore struct{ *sagatest.Store }
+
+func (s committedStore) InTx(ctx context.Context, fn func(context.Context, committed) error) error {
+	return s.Store.InTx(ctx, func(ctx context.Context, tx *sagatest.Tx) error {
+		var waited bool
+		return fn(ctx, committed{tx, &waited})
+	})
+}
+
+// TestF36_NewKeyLooksAgainUnderItsLock: the undo inserted its row while the new key waited for the lock.
+func TestF36_NewKeyLooksAgainUnderItsLock(t *testing.T) {
+	w := newWorld()
+	a := domain.NewOrderID()
+	w.gw.Fault = faults(domain.Authorize, sagatest.StoredFailure)
+	require.Error(t, w.deliver(t, w.payment, authorize(a))[0].Err)
+	var once atomic.Bool
+	w.gw.Before = func(r domain.PaymentRequest) {
+		if r.Op == domain.LookUp && once.CompareAndSwap(false, true) {
+			_, err := w.reversals.Prepare(t.Context(), []*consumers.Delivery{reverse(a)}) // has proven by now that there is nothing
+			require.NoError(t, err)
+		}
+	}
+	calls := steps.NewGatewayCalls(consumers.Store[committed](committedStore{w.db}), w.gw, w.clock.now, steps.DefaultPayment, nil)
+	_, err := steps.NewPayment(calls).Prepare(t.Context(), []*consumers.Delivery{authorize(a)})
+	require.NoError(t, err)
+	require.Zero(t, w.gw.Ledger(a).Intents)
+	require.NotContains(t, keysOf(w.gw), "authorize/2")
+}
