@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,34 +38,40 @@ type traced[T any] struct {
 	t    *Tracing
 }
 
-func (h *traced[T]) Prepare(ctx context.Context, batch []*consumers.Delivery) (apply consumers.Apply[T], err error) {
-	var open tries
-	for _, d := range batch {
-		if d.Trace.IsZero() || d.Trace.Sampled() && h.t.exports {
-			open.start(ctx, h.t, d)
-		}
-	}
-	if len(open.by) == 0 {
+func (h *traced[T]) Prepare(ctx context.Context, batch []*consumers.Delivery) (consumers.Apply[T], error) {
+	if !slices.ContainsFunc(batch, h.wanted) {
 		return h.next.Prepare(ctx, batch)
 	}
-	returned := false
+	return h.prepare(ctx, batch)
+}
+
+func (h *traced[T]) wanted(d *consumers.Delivery) bool {
+	return d.Trace.IsZero() || d.Trace.Sampled() && h.t.exports
+}
+
+func (h *traced[T]) prepare(ctx context.Context, batch []*consumers.Delivery) (consumers.Apply[T], error) {
+	open := &tries{t: h.t, by: map[*consumers.Delivery]*try{}}
+	for _, d := range batch {
+		if h.wanted(d) {
+			open.start(ctx, d)
+		}
+	}
+	ended := errPanicked
 	defer func() {
-		if !returned {
-			open.abandon(errPanicked)
+		if ended != nil {
+			open.abandon(ended)
 		}
 	}()
-	apply, err = h.next.Prepare(open.context(ctx), batch)
-	returned = true
-	if err != nil {
-		open.abandon(err)
+	apply, err := h.next.Prepare(open.context(ctx), batch)
+	switch ended = err; {
+	case err != nil:
 		return nil, err
-	}
-	if apply == nil {
-		open.abandon(errNoApply)
+	case apply == nil:
+		ended = errNoApply
 		return nil, nil // the runtime says what is wrong with the handler
 	}
 	return func(ctx context.Context, tx T, batch []*consumers.Delivery) ([]consumers.Result, error) {
-		return applyTraced(ctx, tx, batch, apply, &open)
+		return applyTraced(ctx, tx, batch, apply, open)
 	}, nil
 }
 
@@ -95,9 +102,9 @@ type tries struct {
 	by map[*consumers.Delivery]*try
 }
 
-func (o *tries) start(ctx context.Context, t *Tracing, d *consumers.Delivery) {
+func (o *tries) start(ctx context.Context, d *consumers.Delivery) {
 	origin := d.Trace
-	span := t.startSpan(ctx, d, origin)
+	span := o.t.startSpan(ctx, d, origin)
 	d.Trace = traceOf(span.SpanContext())
 	if !span.IsRecording() { // a new trace that is not sampled: it has a name, and that is all
 		span.End()
@@ -105,9 +112,6 @@ func (o *tries) start(ctx context.Context, t *Tracing, d *consumers.Delivery) {
 	}
 	if origin.IsZero() {
 		origin = d.Trace
-	}
-	if o.by == nil {
-		o.t, o.by = t, map[*consumers.Delivery]*try{}
 	}
 	o.by[d] = &try{span: span, origin: origin}
 }
@@ -203,6 +207,9 @@ type ordersKey struct{}
 type spansByOrder map[string]trace.SpanContext
 
 func (o *tries) context(ctx context.Context) context.Context {
+	if len(o.by) == 0 {
+		return ctx
+	}
 	by := make(spansByOrder, len(o.by))
 	for d, y := range o.by {
 		by[d.OrderID.String()] = y.span.SpanContext()

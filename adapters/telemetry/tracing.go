@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/exaring/otelpgx"
@@ -52,7 +53,8 @@ type Tracing struct {
 	provider   *sdktrace.TracerProvider
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
-	exports    bool // without, handlers are not traced: ids are passed on as they came
+	exports    bool   // without, handlers are not traced: ids are passed on as they came
+	giveUp     func() // ends exports under way
 	now        func() time.Time
 }
 
@@ -77,8 +79,11 @@ func StartTracing(ctx context.Context, cfg TracingConfig) (*Tracing, error) {
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: trace exporter: %w", err)
 	}
-	return newTracing(cfg, sdktrace.NewBatchSpanProcessor(cleanExporter{exporter}, sdktrace.WithMaxQueueSize(maxQueuedSpans),
-		sdktrace.WithMaxExportBatchSize(maxExportSpans), sdktrace.WithBatchTimeout(exportEvery), sdktrace.WithExportTimeout(exportTimeout+exportRetryFor))), nil
+	clean := &cleanExporter{SpanExporter: exporter}
+	t := newTracing(cfg, sdktrace.NewBatchSpanProcessor(clean, sdktrace.WithMaxQueueSize(maxQueuedSpans),
+		sdktrace.WithMaxExportBatchSize(maxExportSpans), sdktrace.WithBatchTimeout(exportEvery), sdktrace.WithExportTimeout(exportTimeout+exportRetryFor)))
+	t.giveUp = clean.giveUp
+	return t, nil
 }
 
 // newTracing makes a Tracing that exports through p; nil: none.
@@ -107,7 +112,7 @@ func newTracing(cfg TracingConfig, p sdktrace.SpanProcessor) *Tracing {
 	if p != nil {
 		options = append(options, sdktrace.WithSpanProcessor(p))
 	}
-	t := &Tracing{provider: sdktrace.NewTracerProvider(options...), propagator: propagation.TraceContext{}, exports: p != nil, now: time.Now}
+	t := &Tracing{provider: sdktrace.NewTracerProvider(options...), propagator: propagation.TraceContext{}, exports: p != nil, giveUp: func() {}, now: time.Now}
 	t.tracer = t.provider.Tracer(instrumentation)
 	return t
 }
@@ -123,9 +128,12 @@ func endpoint(s string) (string, error) {
 	return u.String(), nil
 }
 
-// Close exports what waits, as long as ctx lasts, and stops.
+// Close exports what waits, as long as ctx lasts, and stops. Spans that could not be exported by then are dropped.
 func (t *Tracing) Close(ctx context.Context) error {
-	if err := t.provider.Shutdown(ctx); err != nil {
+	stop := context.AfterFunc(ctx, t.giveUp)
+	defer stop()
+	// Not with ctx itself: the SDK would leave its goroutine behind.
+	if err := t.provider.Shutdown(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("telemetry: %w", err)
 	}
 	return nil
@@ -179,14 +187,40 @@ func spanContext(t events.Trace) trace.SpanContext {
 }
 
 // cleanExporter holds F26 for spans: no control characters, no credentials, and nothing that says who the client is.
-type cleanExporter struct{ sdktrace.SpanExporter }
+type cleanExporter struct {
+	sdktrace.SpanExporter
 
-func (e cleanExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	mu     sync.Mutex
+	ended  bool
+	cancel context.CancelFunc // of the export under way; the SDK makes one at a time
+}
+
+var errGivenUp = errors.New("telemetry: stopped before these spans were exported")
+
+func (e *cleanExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	out := make([]sdktrace.ReadOnlySpan, len(spans))
 	for i, s := range spans {
 		out[i] = cleanSpan{s}
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	e.mu.Lock()
+	if e.ended {
+		e.mu.Unlock()
+		return errGivenUp
+	}
+	e.cancel = cancel
+	e.mu.Unlock()
 	return e.SpanExporter.ExportSpans(ctx, out)
+}
+
+func (e *cleanExporter) giveUp() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended = true
+	if e.cancel != nil {
+		e.cancel()
+	}
 }
 
 type cleanSpan struct{ sdktrace.ReadOnlySpan }
