@@ -102,7 +102,7 @@ func TestFetchStopsWithItsContext(t *testing.T) {
 	require.ErrorIs(t, <-failed, context.Canceled)
 	close(release)
 	server.Close()
-	http.DefaultClient.CloseIdleConnections()
+	http.DefaultClient.CloseIdleConnections() //nolint:forbidigo // what the library left open is the only thing closed
 	require.Eventually(t, func() bool {
 		left, err := filepath.Glob(filepath.Join(source.cacheDir, "fetch-*"))
 		return err == nil && len(left) == 0
@@ -116,7 +116,7 @@ func TestNewestInstalledBinariesGoFirst(t *testing.T) {
 		require.NoError(t, os.MkdirAll(dir, 0o755))
 		for _, name := range []string{"initdb", "postgres"} {
 			script := "#!/bin/sh\necho 'postgres (PostgreSQL) " + version + ".1'\n"
-			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755)) //nolint:gosec // a program
+			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755))
 		}
 	}
 	// Relative, so that the only number in a path is the version.

@@ -188,7 +188,7 @@ func inspectBinaries(ctx context.Context, dir string) (binaries, error) {
 			return binaries{}, fmt.Errorf("look for %s: %w", name, err)
 		}
 	}
-	out, err := child.Run(ctx, exec.Command(filepath.Join(dir, "postgres"), "--version")) //nolint:gosec // running this is the purpose
+	out, err := child.Run(ctx, exec.CommandContext(ctx, filepath.Join(dir, "postgres"), "--version")) //nolint:gosec // running this is the purpose
 	if err != nil {
 		return binaries{}, fmt.Errorf("ask for its version: %w", err)
 	}
@@ -227,7 +227,7 @@ func (s binarySource) fetch(ctx context.Context, major int) (binaries, error) {
 	}
 	// Not stopped by ctx: the library takes none. It goes on, with the lock, and what it brings is there for the next start.
 	done := make(chan error, 1)
-	go func() { done <- errors.Join(s.unpack(version, final), lock.Close()) }()
+	go func() { done <- errors.Join(s.unpack(context.WithoutCancel(ctx), version, final), lock.Close()) }()
 	select {
 	case err = <-done:
 	case <-ctx.Done():
@@ -240,7 +240,7 @@ func (s binarySource) fetch(ctx context.Context, major int) (binaries, error) {
 }
 
 // unpack lets the library fetch and unpack into a folder beside final, then renames it, so that final is whole or missing.
-func (s binarySource) unpack(version embeddedpostgres.PostgresVersion, final string) (err error) {
+func (s binarySource) unpack(ctx context.Context, version embeddedpostgres.PostgresVersion, final string) (err error) {
 	tmp, err := os.MkdirTemp(s.cacheDir, "fetch-")
 	if err != nil {
 		return fmt.Errorf("unpack: %w", err)
@@ -251,7 +251,7 @@ func (s binarySource) unpack(version embeddedpostgres.PostgresVersion, final str
 		}
 		err = errors.Join(err, os.RemoveAll(tmp))
 	}()
-	free, err := port.Free()
+	free, err := port.Free(ctx)
 	if err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
@@ -268,7 +268,8 @@ func (s binarySource) unpack(version embeddedpostgres.PostgresVersion, final str
 		cfg = cfg.BinaryRepositoryURL(s.mirror)
 	}
 	started := embeddedpostgres.NewDatabase(cfg).Start()
-	http.DefaultClient.CloseIdleConnections() // the library's client, which would keep one for a minute and a half
+	// The library's client, which would keep a connection for a minute and a half.
+	http.DefaultClient.CloseIdleConnections() //nolint:forbidigo // see above: nothing is asked through it here
 	if started == nil {
 		return errors.New("unpack: the library started a server that was to fail")
 	}
@@ -301,7 +302,7 @@ func openToAll(dir string) error {
 		if mode&0o100 != 0 {
 			mode |= 0o111
 		}
-		return os.Chmod(path, mode) //nolint:wrapcheck // wrapped below
+		return os.Chmod(path, mode) //nolint:wrapcheck,gosec // wrapped below; a directory made a moment ago for us alone
 	})
 	if err != nil {
 		return fmt.Errorf("open the fetched binaries to the server's user: %w", err)

@@ -100,7 +100,7 @@ func (l *Lock) Dir() string { return l.dir }
 // restarted process take its partitions back without waiting for a session to time out. It is made at the first call.
 func (l *Lock) InstanceID() (string, error) {
 	path := filepath.Join(l.dir, instanceFile)
-	raw, err := os.ReadFile(path) //nolint:gosec // the caller's own data directory
+	raw, err := os.ReadFile(path)
 	if err == nil {
 		if id := strings.TrimSpace(string(raw)); id != "" {
 			return id, nil
@@ -145,11 +145,11 @@ func (l *Lock) write() error {
 // readNote reads what the holder wrote; a note that is half written or somebody else's tells nothing.
 func readNote(path string) lockNote {
 	var note lockNote
-	file, err := os.Open(path) //nolint:gosec // the caller's own data directory
+	file, err := os.Open(path)
 	if err != nil {
 		return lockNote{}
 	}
-	defer file.Close() //nolint:errcheck // only read
+	defer file.Close()
 	if err := json.NewDecoder(io.LimitReader(file, lockFileBytes)).Decode(&note); err != nil {
 		return lockNote{}
 	}
@@ -175,7 +175,7 @@ func writeFile(path, content string, mode os.FileMode) error {
 
 // syncDir makes renames and new names in dir survive a power failure.
 func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // the caller's own data directory
+	d, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("sync %s: %w", dir, err)
 	}

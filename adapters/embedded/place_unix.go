@@ -197,7 +197,7 @@ func (p *place) initialise(ctx context.Context, bin binaries) error {
 	if p.temporary() {
 		args = append(args, "--no-sync")
 	}
-	if _, err := child.Run(ctx, p.command(bin, "initdb", "/", args...)); err != nil {
+	if _, err := child.Run(ctx, p.command(ctx, bin, "initdb", "/", args...)); err != nil {
 		return fmt.Errorf("make the database: %w", err)
 	}
 	if err := os.Rename(data, p.cluster); err != nil {
@@ -211,8 +211,8 @@ func (p *place) initialise(ctx context.Context, bin binaries) error {
 
 // command prepares a program of PostgreSQL's as the server's account. Its environment is only what is listed: PGOPTIONS, PGDATA and their
 // like of the caller's shell are about another server. The working directory must be one that the account may enter.
-func (p *place) command(bin binaries, name, dir string, args ...string) *exec.Cmd {
-	cmd := exec.Command(bin.path(name), args...) //nolint:gosec // running PostgreSQL is the purpose
+func (p *place) command(ctx context.Context, bin binaries, name, dir string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, bin.path(name), args...) //nolint:gosec // running PostgreSQL is the purpose
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + bin.dir + ":/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
 	if libraries, ok := os.LookupEnv("LD_LIBRARY_PATH"); ok {

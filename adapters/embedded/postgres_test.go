@@ -36,7 +36,7 @@ func splitPort(addr string) (string, int, error) {
 // enterable makes a directory that every user may enter, unlike t.TempDir.
 func enterable(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ordersaga-test-")
+	dir, err := os.MkdirTemp("", "ordersaga-test-") //nolint:usetesting // see above
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0o755))
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
@@ -177,7 +177,7 @@ func TestPostgresAnswersClearly(t *testing.T) {
 	ctx := testContext(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer listener.Close() //nolint:errcheck // test
+	defer listener.Close()
 	_, taken, err := splitPort(listener.Addr().String())
 	require.NoError(t, err)
 	for name, c := range map[string]struct {
@@ -298,7 +298,7 @@ func TestPostgresOrphanAndStalePidFile(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join(cluster, "postmaster.pid"))
 	require.NoError(t, err, "kill -9 leaves it")
 	_, rest, _ := strings.Cut(string(raw), "\n")
-	require.NoError(t, os.WriteFile(filepath.Join(cluster, "postmaster.pid"), []byte(strconv.Itoa(os.Getppid())+"\n"+rest), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(cluster, "postmaster.pid"), []byte(strconv.Itoa(os.Getppid())+"\n"+rest), 0o600)) //nolint:gosec // a file of this test
 	third, err := embedded.StartPostgres(ctx, embedded.PostgresConfig{DataDir: dir})
 	require.NoError(t, err)
 	require.Equal(t, "yes", query(ctx, t, third.URL(), "SELECT value FROM kept"))

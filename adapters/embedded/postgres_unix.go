@@ -148,7 +148,7 @@ func (p *Postgres) begin(ctx context.Context, source binarySource) error {
 	if err := p.endOrphan(ctx); err != nil {
 		return err
 	}
-	if err := p.choosePort(); err != nil {
+	if err := p.choosePort(ctx); err != nil {
 		return err
 	}
 	if err := p.launch(ctx); err != nil {
@@ -172,17 +172,17 @@ func (p *Postgres) settle(ctx context.Context) error {
 	return errors.Join(writeFile(p.place.file(portFile), strconv.Itoa(p.port)+"\n", 0o644), p.place.lock.Publish(map[string]string{"postgres": addr}))
 }
 
-func (p *Postgres) choosePort() error {
+func (p *Postgres) choosePort(ctx context.Context) error {
 	if p.port != 0 {
 		return nil
 	}
 	if raw, err := os.ReadFile(p.place.file(portFile)); err == nil {
-		if last, err := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && last > 0 && port.IsFree(last) {
+		if last, err := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && last > 0 && port.IsFree(ctx, last) {
 			p.port = last
 			return nil
 		}
 	}
-	free, err := port.Free()
+	free, err := port.Free(ctx)
 	if err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
@@ -211,7 +211,7 @@ func (p *Postgres) launch(ctx context.Context) error {
 		}
 		busy := strings.Contains(said, "could not bind IPv4 address")
 		if busy && p.cfg.Port == 0 && attempt < portAttempts {
-			if p.port, err = port.Free(); err != nil {
+			if p.port, err = port.Free(ctx); err != nil {
 				return err //nolint:wrapcheck // says it all
 			}
 			continue
@@ -235,7 +235,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 func (p *Postgres) launchOnce(ctx context.Context) error {
-	cmd := p.place.command(p.bin, "postgres", p.place.cluster, p.arguments()...)
+	cmd := p.place.command(context.WithoutCancel(ctx), p.bin, "postgres", p.place.cluster, p.arguments()...)
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	// SIGQUIT: immediate shutdown, which the next start recovers from; its own children go with it.
 	proc, err := child.Start(cmd, syscall.SIGQUIT)
@@ -489,7 +489,7 @@ func (p *Postgres) endOrphan(ctx context.Context) error {
 // removed: PostgreSQL itself would take the stranger for a server and refuse to start.
 func (p *Postgres) postmaster() (int, error) {
 	path := filepath.Join(p.place.cluster, "postmaster.pid")
-	raw, err := os.ReadFile(path) //nolint:gosec // our own data directory
+	raw, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
 	}
@@ -538,7 +538,7 @@ func (p *Postgres) logSince(from int64) string {
 	if err != nil {
 		return err.Error()
 	}
-	defer file.Close() //nolint:errcheck // only read
+	defer file.Close()
 	if info, err := file.Stat(); err == nil {
 		from = max(from, info.Size()-logTailBytes)
 	}
@@ -572,7 +572,7 @@ func trimFile(path string, limit int64) error {
 	if err != nil || info.Size() <= limit {
 		return err //nolint:wrapcheck // names the file
 	}
-	raw, err := os.ReadFile(path) //nolint:gosec // our own data directory
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return err //nolint:wrapcheck // names the file
 	}

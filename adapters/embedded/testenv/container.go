@@ -43,13 +43,13 @@ while [ ! -s ` + startScript + ` ]; do alone && exit 1; sleep 0.1; done
 exec sh ` + startScript
 
 // KafkaContainer starts a real Kafka in a container, for this test alone, and returns its bootstrap addresses.
-func KafkaContainer(t testing.TB) []string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), kafkaStartTimeout)
+func KafkaContainer(tb testing.TB) []string {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), kafkaStartTimeout)
 	defer cancel()
 	c, err := startKafkaContainer(ctx)
-	need(t, "a Kafka container", err)
-	stopWith(t, "the Kafka container", c.stop)
+	need(tb, "a Kafka container", err)
+	stopWith(tb, "the Kafka container", c.stop)
 	return c.addrs
 }
 
@@ -99,7 +99,7 @@ func startKafkaContainer(ctx context.Context) (k *kafkaContainer, err error) {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", kafkaImage, err), testcontainers.TerminateContainer(c))
 	}
 	k = &kafkaContainer{container: c, addrs: []string{addr}, beat: make(chan struct{})}
-	beating, stop := context.WithCancel(context.Background())
+	beating, stop := context.WithCancel(context.WithoutCancel(ctx))
 	k.beating = stop
 	go k.heart(beating)
 	return k, nil

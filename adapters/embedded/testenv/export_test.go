@@ -14,7 +14,7 @@ var (
 )
 
 // StartServerAt uses a lasting server, as DatabaseURLVariable does, and returns a maker of template databases and the end of it.
-func StartServerAt(url string) (make func(context.Context) (string, error), stop func(context.Context) error, err error) {
+func StartServerAt(url string) (create func(context.Context) (string, error), stop func(context.Context) error, err error) {
 	s := &server{url: url, templates: map[string]string{}}
 	ctx, cancel := context.WithTimeout(context.Background(), databaseTimeout)
 	defer cancel()

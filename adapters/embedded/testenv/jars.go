@@ -58,13 +58,13 @@ type KafkaProcess struct {
 
 // KafkaJars starts a real Kafka from its jars, for this test alone. The jars are resolved once per machine, by Maven, into the user's
 // cache directory.
-func KafkaJars(t testing.TB) *KafkaProcess {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), kafkaStartTimeout)
+func KafkaJars(tb testing.TB) *KafkaProcess {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), kafkaStartTimeout)
 	defer cancel()
 	k, err := startKafkaProcess(ctx)
-	need(t, "a Kafka from jars", err)
-	stopWith(t, "Kafka", k.Stop)
+	need(tb, "a Kafka from jars", err)
+	stopWith(tb, "Kafka", k.Stop)
 	return k
 }
 
@@ -104,7 +104,7 @@ func newKafkaProcess(ctx context.Context, libs string) (*KafkaProcess, error) {
 func (k *KafkaProcess) format(ctx context.Context) error {
 	ports := make([]int, 2)
 	for i := range ports {
-		free, err := port.Free()
+		free, err := port.Free(ctx)
 		if err != nil {
 			return err //nolint:wrapcheck // says it all
 		}
@@ -140,7 +140,7 @@ func (k *KafkaProcess) format(ctx context.Context) error {
 	if err := os.WriteFile(k.file("log4j2.xml"), []byte(kafkaLogging), 0o600); err != nil {
 		return fmt.Errorf("configure Kafka: %w", err)
 	}
-	if _, err := child.Run(ctx, k.java("-Xmx256m", "kafka.tools.StorageTool", "format", "-t", clusterID, "-c", k.file("server.properties"))); err != nil {
+	if _, err := child.Run(ctx, k.java(ctx, "-Xmx256m", "kafka.tools.StorageTool", "format", "-t", clusterID, "-c", k.file("server.properties"))); err != nil {
 		return fmt.Errorf("format Kafka's storage: %w", err)
 	}
 	return nil
@@ -149,12 +149,12 @@ func (k *KafkaProcess) format(ctx context.Context) error {
 func (k *KafkaProcess) file(name string) string { return filepath.Join(k.dir.Path, name) }
 
 // java prepares a JVM with the quick compiler and collector: it lives for seconds or minutes, on few cores.
-func (k *KafkaProcess) java(args ...string) *exec.Cmd {
+func (k *KafkaProcess) java(ctx context.Context, args ...string) *exec.Cmd {
 	args = append([]string{
 		"-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Dlog4j2.configurationFile=" + k.file("log4j2.xml"),
 		"-cp", filepath.Join(k.libs, "*"),
 	}, args...)
-	cmd := exec.Command("java", args...) //nolint:gosec // running Kafka is the purpose
+	cmd := exec.CommandContext(ctx, "java", args...) //nolint:gosec // running Kafka is the purpose
 	cmd.Dir = k.dir.Path
 	cmd.WaitDelay = time.Second
 	return cmd
@@ -162,7 +162,7 @@ func (k *KafkaProcess) java(args ...string) *exec.Cmd {
 
 func (k *KafkaProcess) launch(ctx context.Context) error {
 	said := newAwaitedOutput(startedLine)
-	cmd := k.java("-Xms128m", "-Xmx768m", "kafka.Kafka", k.file("server.properties"))
+	cmd := k.java(context.WithoutCancel(ctx), "-Xms128m", "-Xmx768m", "kafka.Kafka", k.file("server.properties"))
 	cmd.Stdout, cmd.Stderr = said, said
 	proc, err := child.Start(cmd, syscall.SIGKILL)
 	if err != nil {
@@ -256,7 +256,7 @@ func kafkaLibs(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("wait for another process to fetch Kafka's jars: %w", err)
 	}
-	defer lock.Close() //nolint:errcheck // read by nobody
+	defer lock.Close()
 	if _, err := os.Stat(libs); err == nil {
 		return libs, nil
 	}
@@ -267,7 +267,7 @@ func kafkaLibs(ctx context.Context) (string, error) {
 	if err := os.RemoveAll(part); err != nil {
 		return "", fmt.Errorf("remove half-fetched jars: %w", err)
 	}
-	cmd := exec.Command(mvn, "-q", "-B", "-f", filepath.Join(dir, "pom.xml"), //nolint:gosec // found on PATH
+	cmd := exec.CommandContext(ctx, mvn, "-q", "-B", "-f", filepath.Join(dir, "pom.xml"), //nolint:gosec // found on PATH
 		"dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory="+part)
 	cmd.Dir = dir
 	if _, err := child.Run(ctx, cmd); err != nil {

@@ -27,19 +27,19 @@ const (
 )
 
 // Kafka starts an in-process broker in memory, for this test alone, and returns its bootstrap addresses. Topics are the caller's to create.
-func Kafka(t testing.TB) []string {
-	t.Helper()
-	return KafkaBroker(t).Addrs()
+func Kafka(tb testing.TB) []string {
+	tb.Helper()
+	return KafkaBroker(tb).Addrs()
 }
 
 // KafkaBroker is Kafka for tests that inject faults through Cluster.
-func KafkaBroker(t testing.TB) *embedded.Broker {
-	t.Helper()
-	b, err := embedded.StartBroker(t.Context(), embedded.BrokerConfig{})
+func KafkaBroker(tb testing.TB) *embedded.Broker {
+	tb.Helper()
+	b, err := embedded.StartBroker(tb.Context(), embedded.BrokerConfig{})
 	if err != nil {
-		t.Fatalf("start the in-process broker: %v", err)
+		tb.Fatalf("start the in-process broker: %v", err)
 	}
-	stopWith(t, "the in-process broker", b.Close)
+	stopWith(tb, "the in-process broker", b.Close)
 	return b
 }
 
@@ -47,10 +47,10 @@ var realKafka once[[]string]
 
 // RealKafka returns the bootstrap addresses of a real Kafka that the tests of this process share: ORDERSAGA_KAFKA_BROKERS, else a container
 // where an engine answers and has or gets the image, else Kafka's jars through Maven on a JDK. Use Prefix for topics and groups.
-func RealKafka(t testing.TB) []string {
-	t.Helper()
+func RealKafka(tb testing.TB) []string {
+	tb.Helper()
 	addrs, err := realKafka.get(startRealKafka)
-	need(t, "a real Kafka", err)
+	need(tb, "a real Kafka", err)
 	return addrs
 }
 

@@ -51,39 +51,39 @@ type server struct {
 var postgres once[*server]
 
 // Postgres returns the URL of an empty database that is this test's alone and is dropped at its end.
-func Postgres(t testing.TB) string {
-	t.Helper()
-	return sharedServer(t).create(t, "template0")
+func Postgres(tb testing.TB) string {
+	tb.Helper()
+	return sharedServer(tb).create(tb, "template0")
 }
 
 // PostgresTemplate is Postgres with content: prepare fills a database once per process and key, and every call returns a copy of it,
 // which takes some tens of milliseconds. Prepare must close its connections.
-func PostgresTemplate(t testing.TB, key string, prepare func(ctx context.Context, url string) error) string {
-	t.Helper()
-	s := sharedServer(t)
+func PostgresTemplate(tb testing.TB, key string, prepare func(ctx context.Context, url string) error) string {
+	tb.Helper()
+	s := sharedServer(tb)
 	template, err := s.template(key, prepare)
 	if err != nil {
-		t.Fatalf("prepare the template database %q: %v", key, err)
+		tb.Fatalf("prepare the template database %q: %v", key, err)
 	}
-	return s.create(t, template)
+	return s.create(tb, template)
 }
 
 // PostgresServer starts a server that is this test's alone, to be killed and restarted. It has fsync off, which a kill -9 of its
 // processes does not notice.
-func PostgresServer(t testing.TB) *embedded.Postgres {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), serverStartTimeout)
+func PostgresServer(tb testing.TB) *embedded.Postgres {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), serverStartTimeout)
 	defer cancel()
 	pg, err := embedded.StartPostgres(ctx, embedded.PostgresConfig{Settings: testSettings()})
-	need(t, "a private PostgreSQL", err)
-	stopWith(t, "PostgreSQL", pg.Stop)
+	need(tb, "a private PostgreSQL", err)
+	stopWith(tb, "PostgreSQL", pg.Stop)
 	return pg
 }
 
-func sharedServer(t testing.TB) *server {
-	t.Helper()
+func sharedServer(tb testing.TB) *server {
+	tb.Helper()
 	s, err := postgres.get(startServer)
-	need(t, "PostgreSQL", err)
+	need(tb, "PostgreSQL", err)
 	return s
 }
 
@@ -110,21 +110,21 @@ func startServer() (*server, error) {
 	return s, nil
 }
 
-func (s *server) create(t testing.TB, template string) string {
-	t.Helper()
-	name := databaseName(randomHex(t, 6))
-	ctx, cancel := context.WithTimeout(t.Context(), databaseTimeout)
+func (s *server) create(tb testing.TB, template string) string {
+	tb.Helper()
+	name := databaseName(randomHex(tb, 6))
+	ctx, cancel := context.WithTimeout(tb.Context(), databaseTimeout)
 	defer cancel()
 	if err := s.exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template+s.copying); err != nil {
-		t.Fatalf("make a test database: %v", err)
+		tb.Fatalf("make a test database: %v", err)
 	}
-	stopWith(t, "using database "+name, func(ctx context.Context) error {
+	stopWith(tb, "using database "+name, func(ctx context.Context) error {
 		// Forced: a pool that the test forgot must not keep it; goleak is there to find that.
 		return s.exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
 	})
 	address, err := s.database(name)
 	if err != nil {
-		t.Fatalf("make a test database: %v", err)
+		tb.Fatalf("make a test database: %v", err)
 	}
 	return address
 }

@@ -112,33 +112,33 @@ func (o *once[T]) get(start func() (T, error)) (T, error) {
 }
 
 // need fails or skips a test that lacks what it needs.
-func need(t testing.TB, what string, err error) {
-	t.Helper()
+func need(tb testing.TB, what string, err error) {
+	tb.Helper()
 	if err == nil {
 		return
 	}
 	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s cannot be had, and CI=true forbids to skip: %v", what, err)
+		tb.Fatalf("%s cannot be had, and CI=true forbids to skip: %v", what, err)
 	}
-	t.Skipf("SKIPPED, NOT PASSED: %s cannot be had: %v", what, err)
+	tb.Skipf("SKIPPED, NOT PASSED: %s cannot be had: %v", what, err)
 }
 
 // stopWith stops something at the end of the test, and fails the test if it does not stop.
-func stopWith(t testing.TB, what string, stop func(context.Context) error) {
-	t.Helper()
-	t.Cleanup(func() {
+func stopWith(tb testing.TB, what string, stop func(context.Context) error) {
+	tb.Helper()
+	tb.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
 		if err := stop(ctx); err != nil {
-			t.Errorf("stop %s: %v", what, err)
+			tb.Errorf("stop %s: %v", what, err)
 		}
 	})
 }
 
 // Prefix returns a prefix for topics and groups that no other test has, in this or another process. It ends in a dot and tells
 // people whose topic it is.
-func Prefix(t testing.TB) string {
-	t.Helper()
+func Prefix(tb testing.TB) string {
+	tb.Helper()
 	name := strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
@@ -148,18 +148,18 @@ func Prefix(t testing.TB) string {
 		default:
 			return '-'
 		}
-	}, t.Name())
+	}, tb.Name())
 	if len(name) > prefixName {
 		name = name[:prefixName]
 	}
-	return name + "-" + randomHex(t, 4) + "."
+	return name + "-" + randomHex(tb, 4) + "."
 }
 
-func randomHex(t testing.TB, n int) string {
-	t.Helper()
+func randomHex(tb testing.TB, n int) string {
+	tb.Helper()
 	raw := make([]byte, n)
 	if _, err := rand.Read(raw); err != nil {
-		t.Fatalf("draw a random name: %v", err)
+		tb.Fatalf("draw a random name: %v", err)
 	}
 	return hex.EncodeToString(raw)
 }

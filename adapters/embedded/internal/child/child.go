@@ -124,7 +124,7 @@ func Run(ctx context.Context, cmd *exec.Cmd) (string, error) {
 		}
 		return out.String(), nil
 	case <-ctx.Done():
-		err := p.Stop(context.Background(), Step{Signal: killSignal, Grace: killGrace})
+		err := p.Stop(context.WithoutCancel(ctx), Step{Signal: killSignal, Grace: killGrace})
 		return out.String(), errors.Join(fmt.Errorf("%s: %w", cmd.Path, ctx.Err()), err)
 	}
 }

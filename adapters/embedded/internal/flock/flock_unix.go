@@ -16,7 +16,7 @@ func Try(path string) (*os.File, error) { return try(path, os.O_RDWR|os.O_CREATE
 func TryExisting(path string) (*os.File, error) { return try(path, os.O_RDWR) }
 
 func try(path string, flags int) (*os.File, error) {
-	file, err := os.OpenFile(path, flags, 0o600) //nolint:gosec // the caller's own data directory
+	file, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}

@@ -2,6 +2,7 @@
 package port
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"strconv"
@@ -9,8 +10,8 @@ import (
 
 // Free returns a port of 127.0.0.1 that nobody listened on a moment ago. Another process can take it before the caller's server does:
 // whoever uses it tries again with another one if binding fails.
-func Free() (int, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+func Free(ctx context.Context) (int, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("find a free port on 127.0.0.1: %w", err)
 	}
@@ -25,8 +26,8 @@ func Free() (int, error) {
 }
 
 // IsFree tells whether port of 127.0.0.1 can be bound now.
-func IsFree(port int) bool {
-	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+func IsFree(ctx context.Context, port int) bool {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return false
 	}
