@@ -275,7 +275,7 @@ func (h *devHouse) furnish(ctx context.Context, cfg *boot.Config, f *devFlags, d
 	if err != nil {
 		return err
 	}
-	cfg.Payment.URL, cfg.Payment.APIKey = "http://"+addr, devKey
+	cfg.Payment.URL, cfg.Payment.APIKey = addr, devKey
 	h.add("gateway", cfg.Payment.URL+" (simulator; faults: PUT /_control)", func(context.Context) error { return sim.Close() })
 	return nil
 }
