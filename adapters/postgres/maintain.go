@@ -67,7 +67,7 @@ type Maintained struct {
 const (
 	deleteBatch = 5_000                 // rows a transaction
 	lockWait    = 50 * time.Millisecond // what a change of partitions may make inserts wait (F38)
-	lockTries   = 20
+	lockTries   = 10
 )
 
 // Maintain makes partitions ahead and drops old ones, deletes what has outlived its retention, and marks dead letters of ended sagas as superseded.
@@ -193,6 +193,7 @@ func (db *DB) dropPartitions(ctx context.Context, r Retention, m *Maintained) er
 		switch {
 		case isCode(err, lockNotAvailable):
 			m.PartitionsPostponed++
+			return nil // whoever holds the table holds it for the others too
 		case err != nil:
 			return fmt.Errorf("partition %s: %w", partitionName(d), err)
 		default:
