@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -46,6 +47,8 @@ type member struct {
 	paused   map[consumers.Lane]bool
 	epochs   map[consumers.Lane][]epochFrom
 	settled  chan struct{} // something was marked
+
+	gone atomic.Bool // the topic was deleted: our marks say nothing about one that has its name now
 }
 
 // epochFrom says which leader epoch the records from an offset on have. It is committed with the offset, so that the next owner
@@ -169,6 +172,9 @@ func (m *member) fetchErrors(fetches kgo.Fetches) error {
 		case errors.As(err, &lost), errors.As(err, &session):
 			m.c.cfg.Observer.KafkaProblem("group "+m.name, err)
 		default:
+			if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.InconsistentTopicID) {
+				m.gone.Store(true)
+			}
 			fatal = fmt.Errorf("fetch %s/%d: %w", topic, partition, err)
 		}
 	})
@@ -188,6 +194,9 @@ func (m *member) leave(ctx context.Context) {
 }
 
 func (m *member) commit(ctx context.Context) {
+	if m.gone.Load() {
+		return
+	}
 	if err := m.cl.CommitMarkedOffsets(ctx); err != nil {
 		// What is not committed is delivered again, and met by inbox and barrier.
 		m.c.cfg.Observer.KafkaProblem("group "+m.name, fmt.Errorf("commit: %w", err))

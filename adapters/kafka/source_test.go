@@ -201,6 +201,8 @@ func TestRecreatedTopicIsReadFromItsBeginning(t *testing.T) {
 		before := messages(events.TPlaceOrder, 5)
 		k.produce(k.producer(), before...)
 		eventually(t, 30*time.Second, "handled", func() bool { return l.count() == 5 })
+		// Marks that are not committed yet would be committed by name, to the new topic.
+		eventually(t, 10*time.Second, "committed", func() bool { n, _ := k.committed(g.Name(), g.Topic()); return n == 5 })
 		name := k.names.Topic(events.TopicCommands)
 		_, err := k.c.adm.DeleteTopics(t.Context(), name)
 		require.NoError(t, err)
@@ -213,7 +215,13 @@ func TestRecreatedTopicIsReadFromItsBeginning(t *testing.T) {
 		k.topics(2, events.TopicCommands)
 		after := messages(events.TPlaceOrder, 7)
 		k.produce(k.producer(), after...)
-		eventually(t, 60*time.Second, "the new topic's handled", func() bool { return l.count() == 12 })
+		t.Cleanup(func() {
+			if t.Failed() {
+				lags, _ := k.c.Lags(context.WithoutCancel(t.Context()), map[events.Group][]events.Topic{g.Name(): {g.Topic()}})
+				t.Logf("handled %d, lags %+v, problems %q", l.count(), lags, k.seen.problems)
+			}
+		})
+		eventually(t, 30*time.Second, "the new topic's handled", func() bool { return l.count() == 12 })
 	})
 }
 
