@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"errors"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,7 +32,9 @@ type consumerMetrics struct {
 	held          *prometheus.GaugeVec
 	splits        *prometheus.CounterVec
 	lateness      *prometheus.HistogramVec
-	lag           *prometheus.GaugeVec
+	assigned      *prometheus.GaugeVec
+	buffered      *prometheus.GaugeVec
+	paused        *prometheus.GaugeVec
 	otherTypes    *labels
 	dependencies  *labels
 	verdictLabels []string
@@ -54,7 +55,9 @@ func newConsumerMetrics(f promauto.Factory) consumerMetrics {
 		held:         gauge(f, s, "held_seconds", "How long records have been waiting for a dependency; 0 when a batch ended.", "group"),
 		splits:       counter(f, s, "splits_total", "Batches taken apart to find the record that fails them.", "group"),
 		lateness:     histogram(f, s, "retry_lateness_seconds", "How long after they were due retry copies were taken.", slow, "group"),
-		lag:          gauge(f, s, "lag_records", "Records behind the end of the partition.", "group", "partition"),
+		assigned:     gauge(f, s, "partitions_assigned", "Partitions that this process holds of a group.", "group"),
+		buffered:     gauge(f, s, "buffered_records", "Records fetched and not settled.", "group"),
+		paused:       gauge(f, s, "partitions_paused", "Partitions whose fetching is paused because enough of them waits.", "group"),
 		otherTypes:   newLabels(maxTypes), dependencies: newLabels(maxDependencies),
 	}
 	for k := consumers.Done; k <= consumers.Repeat; k++ {
@@ -70,7 +73,7 @@ func (m *consumerMetrics) Batch(s consumers.BatchStats) {
 	m.batchRecords.WithLabelValues(g).Observe(float64(s.Records))
 	m.transactions.WithLabelValues(g).Add(float64(s.Transactions))
 	for k, verdict := range m.verdictLabels {
-		if n := s.Count(consumers.Kind(k)); n > 0 { //nolint:gosec // an index of a handful
+		if n := s.Count(consumers.Kind(k)); n > 0 {
 			m.verdicts.WithLabelValues(g, verdict).Add(float64(n))
 		}
 	}
@@ -111,15 +114,6 @@ func (m *consumerMetrics) Split(group events.Group, _ int, _ error) {
 // Late is consumers.Observer's.
 func (m *consumerMetrics) Late(group events.Group, _ int, lateness time.Duration) {
 	m.lateness.WithLabelValues(string(group)).Observe(lateness.Seconds())
-}
-
-// SetLag replaces what is known of a group's lag: records behind the end, by partition. Partitions that are left out, because they
-// belong to another process by now, disappear.
-func (m *consumerMetrics) SetLag(group events.Group, behind map[int32]int64) {
-	m.lag.DeletePartialMatch(prometheus.Labels{"group": string(group)})
-	for p, n := range behind {
-		m.lag.WithLabelValues(string(group), strconv.Itoa(int(p))).Set(float64(n))
-	}
 }
 
 // typeLabel: a type that did not decode is whatever its producer wrote.

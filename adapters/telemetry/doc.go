@@ -13,7 +13,8 @@
 //
 // # Metrics
 //
-// Times are in seconds, ages too. {group} is a consumer group; {type} a message type of the table in events (unknown for any other
+// Times are in seconds, ages too. {group} is a consumer group (as in Kafka, with
+// the prefix, for lag, partitions and buffers); {part} a part of the Kafka client (64 at most); {type} a message type of the table in events (unknown for any other
 // on a public topic, other beyond 64); {verdict} done, hold, again, retry, dead, repeat, foreign; {class} the class of a dead letter, or
 // transient; {dependency} what an error's Outage names (16 at most); {call} and {result} as in payment.Observer; {route} the
 // pattern of the mux (100 at most; unmatched for none), never a path; {status} 2xx and so on, or aborted; {pool} the purpose of a connection pool.
@@ -22,11 +23,14 @@
 //	ordersaga_consumer_batch_duration_seconds         histogram  group                    a batch from poll to settled
 //	ordersaga_consumer_batch_records                  histogram  group                    records in a batch
 //	ordersaga_consumer_batches_interrupted_total      counter    group                    batches cut short by a rebalance or the end
+//	ordersaga_consumer_buffered_records               gauge      group                    records fetched and not settled
 //	ordersaga_consumer_failures_total                 counter    group,type,verdict,class failed deliveries
 //	ordersaga_consumer_held_seconds                   gauge      group                    how long records wait for a dependency; 0 when one ended
 //	ordersaga_consumer_holds_total                    counter    group,dependency         times that records were held back
-//	ordersaga_consumer_lag_records                    gauge      group,partition          records behind the end of the partition
+//	ordersaga_consumer_lag_records                    gauge      group,topic,partition    records not settled; every process reports all partitions: take the max
 //	ordersaga_consumer_panics_total                   counter    group                    panics of handlers and decoders
+//	ordersaga_consumer_partitions_assigned            gauge      group                    partitions that this process holds
+//	ordersaga_consumer_partitions_paused              gauge      group                    of those, paused because enough of them waits
 //	ordersaga_consumer_retry_lateness_seconds         histogram  group                    retry copies: taken so long after they were due
 //	ordersaga_consumer_splits_total                   counter    group                    batches taken apart to find a bad record
 //	ordersaga_consumer_stalled_total                  counter    group,type               failures in the slowest tier, without a last attempt
@@ -48,6 +52,7 @@
 //	ordersaga_intake_queue_limit                      gauge      -                        at most
 //	ordersaga_intake_submissions_total                counter    result                   accepted, repeated, queue_full, overloaded, key_reused, order_exists, unavailable, cancelled, other
 //	ordersaga_intake_submission_duration_seconds      histogram  -                        until committed or refused
+//	ordersaga_kafka_problems_total                    counter    part                     errors that the Kafka client deals with itself
 //	ordersaga_outbox_backlog_measured_timestamp_seconds gauge    -                        when backlog and oldest age were last measured
 //	ordersaga_outbox_backlog_rows                     gauge      -                        rows that wait
 //	ordersaga_outbox_cursor_lag_seconds               gauge      -                        how old what would be repeated after a crash is

@@ -16,13 +16,14 @@ import (
 
 const namespace = "ordersaga"
 
-// Metrics counts, in a registry of its own; see the table in the package comment. It is a consumers.Observer, an outbox.Observer and
-// payment's Observer that counts and says nothing; Observer is one that logs as well. Safe for concurrent use.
+// Metrics counts, in a registry of its own; see the table in the package comment. It is a consumers.Observer, an outbox.Observer and the
+// Observer of payment and of kafka that counts and says nothing; Observer is one that logs as well. Safe for concurrent use.
 type Metrics struct {
 	reg *prometheus.Registry
 	consumerMetrics
 	outboxMetrics
 	paymentMetrics
+	kafkaMetrics
 	intakeMetrics
 	httpMetrics
 	watched
@@ -37,6 +38,7 @@ func NewMetrics(version string) *Metrics {
 		consumerMetrics: newConsumerMetrics(f),
 		outboxMetrics:   newOutboxMetrics(f),
 		paymentMetrics:  newPaymentMetrics(f),
+		kafkaMetrics:    newKafkaMetrics(f),
 		intakeMetrics:   newIntakeMetrics(f),
 		httpMetrics:     newHTTPMetrics(f),
 	}
@@ -44,6 +46,7 @@ func NewMetrics(version string) *Metrics {
 		WithLabelValues(label(version), runtime.Version()).Set(1)
 	reg.MustRegister(
 		&m.watched,
+		&m.lags,
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsGC, collectors.MetricsScheduler)),
 	)

@@ -36,6 +36,9 @@ func exercise(m *Metrics) {
 	m.Split(events.GroupStock, 2, errors.New("x"))
 	m.Late(events.GroupStock, 2, time.Second)
 	m.SetLag(events.GroupStock, map[int32]int64{0: 5})
+	m.KafkaProblem("producer", errors.New("x"))
+	m.KafkaAssigned("stock", 4)
+	m.KafkaBuffered("stock", 100, 2)
 	m.WindowRead(10, time.Millisecond)
 	m.Produced(3)
 	m.BacklogSeen(outbox.Backlog{Rows: 4, OldestSeconds: 1.5})
@@ -187,13 +190,22 @@ func TestAHoldEndsWithABatchThatDoes(t *testing.T) {
 	require.Zero(t, testutil.ToFloat64(m.held.WithLabelValues("payment")))
 }
 
-func TestLagOfPartitionsThatWentAwayDisappears(t *testing.T) {
+func TestLagThatIsNotRenewedDisappears(t *testing.T) {
 	m := NewMetrics("v1")
-	m.SetLag(events.GroupStock, map[int32]int64{0: 5, 1: 6})
-	m.SetLag(events.GroupPayment, map[int32]int64{0: 1})
-	m.SetLag(events.GroupStock, map[int32]int64{1: 2})
-	require.Equal(t, 2, testutil.CollectAndCount(m.lag))
-	require.InDelta(t, 2, testutil.ToFloat64(m.lag.WithLabelValues("stock", "1")), 0)
+	m.KafkaLag("x_stock", "x_saga.stock.v1", 0, 5)
+	m.KafkaLag("x_stock", "x_saga.stock.v1", 0, 3)
+	m.KafkaLag("x_stock", "x_retry.stock.5s", 0, 1)
+	m.lags.set(lagKey{"gone", "t", 1}, 9, time.Now().Add(-lagKeep-time.Second))
+	require.NoError(t, testutil.CollectAndCompare(&m.lags, strings.NewReader(`
+# HELP ordersaga_consumer_lag_records Records of a partition that the group has not settled.
+# TYPE ordersaga_consumer_lag_records gauge
+ordersaga_consumer_lag_records{group="x_stock",partition="0",topic="x_retry.stock.5s"} 1
+ordersaga_consumer_lag_records{group="x_stock",partition="0",topic="x_saga.stock.v1"} 3
+`)))
+	for i := range int32(maxLags + 10) {
+		m.KafkaLag("g", "t", i, 1)
+	}
+	require.Len(t, m.lags.by, maxLags)
 }
 
 func TestF26_LabelsAreBounded(t *testing.T) {
@@ -207,9 +219,11 @@ func TestF26_LabelsAreBounded(t *testing.T) {
 		m.RelayFailed(fmt.Sprintf("op %d", i), errors.New("x"))
 		m.PaymentCall(fmt.Sprintf("call %d", i), fmt.Sprintf("result %d", i), 1)
 		m.PaymentBreaker(fmt.Sprintf("state %d", i))
+		m.KafkaProblem(fmt.Sprintf("part %d", i), errors.New("x"))
 	}
 	require.LessOrEqual(t, testutil.CollectAndCount(m.failures), maxTypes+2)
 	require.LessOrEqual(t, testutil.CollectAndCount(m.holds), maxDependencies+1)
+	require.LessOrEqual(t, testutil.CollectAndCount(m.problems), maxParts+1)
 	require.LessOrEqual(t, testutil.CollectAndCount(m.relayFailures), maxOperations+1)
 	require.LessOrEqual(t, testutil.CollectAndCount(m.seconds), maxCalls+1)
 	require.Equal(t, 3, testutil.CollectAndCount(m.breaker))
@@ -317,8 +331,9 @@ func TestF26_FailuresAreLoggedClean(t *testing.T) {
 	o.RecordSetAside(&outbox.Message{Topic: events.Topic(evil), Type: events.Name(evil)}, errors.New(evil), false)
 	o.RelayFailed(evil, errors.New(evil))
 	o.PaymentBreaker(evil)
+	o.KafkaProblem(evil, errors.New(evil))
 	got := logged()
-	require.Len(t, got, 6)
+	require.Len(t, got, 7)
 	for _, l := range got {
 		requireFit(t, l)
 	}

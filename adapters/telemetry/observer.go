@@ -17,12 +17,21 @@ var (
 	_ consumers.Observer = (*Observer)(nil)
 	_ outbox.Observer    = (*Observer)(nil)
 	_ paymentObserver    = (*Observer)(nil)
+	_ kafkaObserver      = (*Observer)(nil)
 )
 
 // paymentObserver is payment's Observer, whose room this one may not import.
 type paymentObserver interface {
 	PaymentCall(call, result string, took time.Duration)
 	PaymentBreaker(state string)
+}
+
+// kafkaObserver is the Kafka adapter's Observer, likewise.
+type kafkaObserver interface {
+	KafkaProblem(part string, err error)
+	KafkaAssigned(group string, partitions int)
+	KafkaBuffered(group string, records, paused int)
+	KafkaLag(group, topic string, partition int32, records int64)
 }
 
 // Bounds of the log of failures: of each kind (where, what, cause) so many lines in a window; the next one in a later window says how
@@ -41,7 +50,7 @@ type Observer struct {
 	now   func() time.Time
 }
 
-// NewObserver makes the observer of all rooms: consumers.Observer, outbox.Observer and payment's Observer.
+// NewObserver makes the observer of all rooms: consumers.Observer, outbox.Observer, and the Observer of payment and of kafka.
 func NewObserver(m *Metrics, log *zap.Logger) *Observer {
 	return &Observer{Metrics: m, log: unsampled(log), limit: newLimiter(failureWindow, failureBurst, 0, maxFailureKinds), now: time.Now}
 }
@@ -156,13 +165,32 @@ func (o *Observer) RecordSetAside(m *outbox.Message, reason error, bare bool) {
 func (o *Observer) RelayFailed(op string, err error) {
 	o.Metrics.RelayFailed(op, err)
 	op = o.operations.of(op)
-	cause := ""
-	if err != nil {
-		cause = consumers.Fingerprint(op, "", consumers.CleanText(err.Error(), consumers.MaxErrorBytes))
-	}
-	o.say(zapcore.WarnLevel, "relay failed, tries again", op+"\x00"+cause, func() []zap.Field {
+	o.say(zapcore.WarnLevel, "relay failed, tries again", op+"\x00"+causeOf(op, err), func() []zap.Field {
 		return []zap.Field{zap.String("operation", op), zap.Error(err)}
 	})
+}
+
+// KafkaProblem counts and logs an error that the Kafka client deals with.
+func (o *Observer) KafkaProblem(part string, err error) {
+	o.Metrics.KafkaProblem(part, err)
+	part = o.parts.of(part)
+	o.say(zapcore.WarnLevel, "kafka problem", part+"\x00"+causeOf(part, err), func() []zap.Field {
+		return []zap.Field{zap.String("part", part), zap.Error(err)}
+	})
+}
+
+// KafkaAssigned counts partitions, and says so for debugging.
+func (o *Observer) KafkaAssigned(group string, partitions int) {
+	o.Metrics.KafkaAssigned(group, partitions)
+	o.log.Debug("partitions assigned", zap.String("group", group), zap.Int("partitions", partitions))
+}
+
+// causeOf tells causes apart, whatever numbers and ids their text has.
+func causeOf(where string, err error) string {
+	if err == nil {
+		return ""
+	}
+	return consumers.Fingerprint(where, "", consumers.CleanText(err.Error(), consumers.MaxErrorBytes))
 }
 
 // PaymentBreaker counts and logs the breaker's moves.

@@ -126,8 +126,8 @@ func (t *Tracing) startSpan(ctx context.Context, d *consumers.Delivery, parent e
 	default:
 		ctx = ContextOf(ctx, parent)
 	}
-	_, span := t.tracer.Start(ctx, spanNameOf("process", typeName(d)), options...)
-	return span
+	_, span := t.tracer.Start(ctx, spanNameOf("process", typeName(d)), options...) //nolint:spancheck // try.end ends it
+	return span                                                                    //nolint:spancheck // as above
 }
 
 // typeName is bounded like a label: a span's name is one, to whoever stores them.

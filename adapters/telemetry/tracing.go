@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"strings"
 	"sync"
@@ -60,7 +61,7 @@ type Tracing struct {
 
 // StartTracing sets tracing up. It makes no connection: a collector that is away costs spans, never the start.
 func StartTracing(ctx context.Context, cfg TracingConfig) (*Tracing, error) {
-	if cfg.Sample < 0 || cfg.Sample > 1 || cfg.Sample != cfg.Sample { //nolint:staticcheck // NaN
+	if cfg.Sample < 0 || cfg.Sample > 1 || math.IsNaN(cfg.Sample) {
 		return nil, fmt.Errorf("telemetry: trace sample %v: give a share from 0 to 1", cfg.Sample)
 	}
 	if cfg.Log != nil {
@@ -148,7 +149,7 @@ func (t *Tracing) Propagator() propagation.TextMapPropagator { return t.propagat
 // PgxTracer records statements of whoever is in a recorded trace already, that is of requests and operators; consumers and the relay,
 // whose contexts have none, pay for one look. Statements come with their text, never with their parameters.
 func (t *Tracing) PgxTracer() pgx.QueryTracer {
-	return otelpgx.NewTracer(otelpgx.WithTracerProvider(t.provider), otelpgx.WithMeterProvider(noop.NewMeterProvider()), otelpgx.WithTrimSQLInSpanName(),
+	return otelpgx.NewTracer(otelpgx.WithTracerProvider(t.provider), otelpgx.WithMeterProvider(noop.NewMeterProvider()),
 		otelpgx.WithDisableConnectionDetailsInAttributes())
 }
 

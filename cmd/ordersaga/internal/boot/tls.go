@@ -2,7 +2,6 @@ package boot
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -58,7 +57,7 @@ func ClientTLS(caFile, certFile, keyFile, serverName string, report func(error))
 		polls = append(polls, roots.poll)
 		// The package tls verifies against a pool that can't be replaced. So its verification is off and ours, which is the same with
 		// the pool of now, takes its place: VerifyConnection is called on every handshake, resumed ones included.
-		cfg.InsecureSkipVerify = true //nolint:gosec // see above
+		cfg.InsecureSkipVerify = true
 		cfg.VerifyConnection = func(cs tls.ConnectionState) error { return verify(cs, serverName, roots.current.Load()) }
 	}
 	if certFile != "" {
@@ -191,7 +190,7 @@ func (w *watchedFiles[T]) same(content [][]byte) bool {
 
 // pollFiles calls the polls until stop is called, which waits.
 func pollFiles(every time.Duration, polls ...func()) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
 	var wg sync.WaitGroup
 	if len(polls) > 0 {
 		wg.Go(func() {
@@ -200,7 +199,7 @@ func pollFiles(every time.Duration, polls ...func()) (stop func()) {
 			for {
 				select {
 				case <-t.C:
-				case <-ctx.Done():
+				case <-done:
 					return
 				}
 				for _, poll := range polls {
@@ -209,8 +208,8 @@ func pollFiles(every time.Duration, polls ...func()) (stop func()) {
 			}
 		})
 	}
-	return func() {
-		cancel()
+	return sync.OnceFunc(func() {
+		close(done)
 		wg.Wait()
-	}
+	})
 }
