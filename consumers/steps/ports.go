@@ -22,9 +22,8 @@ type StockTx interface {
 
 // PaymentTx is what a transaction offers the payment steps.
 type PaymentTx interface {
-	// LockPayments reads the barrier rows of orders and locks them in sorted order; an order's authorize row is the lock of them all.
-	// Every order is in the answer, with no steps if it has none. An order's other rows may be missing if they were inserted by whoever
-	// held that lock while this call waited for it; a second call in the same transaction sees them.
+	// LockPayments reads the barrier rows of orders and locks them in sorted order; an order's authorize row is the lock of them all, and
+	// what its holder inserted while this call waited for it is in the answer. Every order is, with no steps if it has none.
 	LockPayments(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Payment, error)
 	// SavePayments stores the steps marked as changed. A step that should be new and appeared meanwhile makes the transaction start over.
 	SavePayments(ctx context.Context, ps []*domain.Payment) error
