@@ -2,14 +2,13 @@
 
 package testenv
 
-import (
-	"context"
-)
+import "context"
 
 // What the tests look at beyond the package's door.
 var (
 	Need           = need
 	KafkaLibs      = kafkaLibs
+	GivenKafka     = givenKafka
 	StartRealKafka = startRealKafka
 )
 

@@ -58,7 +58,7 @@ func startRealKafka() ([]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), kafkaStartTimeout)
 	defer cancel()
 	if list := os.Getenv(BrokersVariable); list != "" {
-		return givenKafka(ctx, list)
+		return givenKafka(ctx, list, brokersTimeout)
 	}
 	container, containerErr := startKafkaContainer(ctx)
 	if containerErr == nil {
@@ -74,17 +74,17 @@ func startRealKafka() ([]string, error) {
 }
 
 // givenKafka takes the brokers that somebody named, who then wants those and no others.
-func givenKafka(ctx context.Context, list string) ([]string, error) {
+func givenKafka(ctx context.Context, list string, within time.Duration) ([]string, error) {
 	var addrs []string
 	for addr := range strings.SplitSeq(list, ",") {
 		if addr = strings.TrimSpace(addr); addr != "" {
 			addrs = append(addrs, addr)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, brokersTimeout)
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	if err := awaitKafka(ctx, addrs); err != nil {
-		return nil, fmt.Errorf("%s=%s: %w", BrokersVariable, list, err)
+		return nil, &givenError{variable: BrokersVariable + "=" + list, err: err}
 	}
 	return addrs, nil
 }

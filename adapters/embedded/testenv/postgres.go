@@ -104,7 +104,7 @@ func startServer() (*server, error) {
 		return s, nil
 	}
 	if err := s.dropStale(ctx); err != nil {
-		return nil, fmt.Errorf("the server of %s: %w", DatabaseURLVariable, err)
+		return nil, &givenError{variable: DatabaseURLVariable, err: err}
 	}
 	stopAtEnd(s.dropTemplates)
 	return s, nil

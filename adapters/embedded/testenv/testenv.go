@@ -15,7 +15,8 @@
 //
 // # Promises
 //
-// What a test needs and cannot be had fails it where CI=true, and skips it loudly elsewhere: nothing hides in CI. What is shared starts with
+// What a test needs and cannot be had fails it where CI=true, and skips it loudly elsewhere: nothing hides in CI. A server that the
+// environment names and that does not answer fails it everywhere. What is shared starts with
 // its first use and is stopped by Main; what a test has for itself ends with the test. If the test process is killed, servers die with
 // it (Linux), a container ends itself within two minutes, and temporary directories are removed by the next test process.
 package testenv
@@ -111,11 +112,24 @@ func (o *once[T]) get(start func() (T, error)) (T, error) {
 	return o.value, o.err
 }
 
+// givenError says that what somebody named in the environment does not work: passing it over would test something else in silence.
+type givenError struct {
+	variable string
+	err      error
+}
+
+func (e *givenError) Error() string { return e.variable + ": " + e.err.Error() }
+func (e *givenError) Unwrap() error { return e.err }
+
 // need fails or skips a test that lacks what it needs.
 func need(tb testing.TB, what string, err error) {
 	tb.Helper()
 	if err == nil {
 		return
+	}
+	var given *givenError
+	if errors.As(err, &given) {
+		tb.Fatalf("%s that was given cannot be used: %v", what, err)
 	}
 	if os.Getenv("CI") == "true" {
 		tb.Fatalf("%s cannot be had, and CI=true forbids to skip: %v", what, err)

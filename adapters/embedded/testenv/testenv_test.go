@@ -172,13 +172,18 @@ func TestRealKafkaIsShared(t *testing.T) {
 	require.Equal(t, addrs, testenv.RealKafka(t))
 }
 
-// The topic of the environment's broker wins over everything, and one that does not answer fails instead of being passed over.
+// The environment's broker wins over everything, and one that does not answer fails instead of being passed over.
 func TestRealKafkaOfTheEnvironment(t *testing.T) {
 	addrs := testenv.Kafka(t)
 	t.Setenv(testenv.BrokersVariable, " "+addrs[0]+" ,")
 	got, err := testenv.StartRealKafka()
 	require.NoError(t, err)
 	require.Equal(t, addrs, got)
+
+	_, err = testenv.GivenKafka(t.Context(), "127.0.0.1:1", 100*time.Millisecond)
+	r := &recorder{TB: t}
+	require.PanicsWithError(t, errOver.Error(), func() { testenv.Need(r, "a real Kafka", err) })
+	require.Contains(t, r.failed, "a real Kafka that was given cannot be used: "+testenv.BrokersVariable+"=127.0.0.1:1: no broker answers")
 }
 
 func TestKafkaFromJars(t *testing.T) {
@@ -204,9 +209,14 @@ func TestKafkaFromJars(t *testing.T) {
 	require.Error(t, k.Restart(ctx))
 }
 
-func TestKafkaInAContainer(t *testing.T) {
+// The library would dial the default gateway where it runs in a container itself, an address that is not this machine.
+func TestF34_KafkaContainerIsReachedOnLoopback(t *testing.T) {
 	var addrs []string
 	timed(t, "Kafka container", func() { addrs = testenv.KafkaContainer(t) })
+	require.Len(t, addrs, 1)
+	if os.Getenv("DOCKER_HOST") == "" {
+		require.Regexp(t, `^127\.0\.0\.1:\d+$`, addrs[0])
+	}
 	timed(t, "round trip", func() { roundTrip(t, addrs, nil) })
 }
 
