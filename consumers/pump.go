@@ -163,7 +163,7 @@ func (p *Pump) work(ctx context.Context, w Work) {
 		if b == nil {
 			return
 		}
-		settled, _ := w.Handle(batchCtx, b.Records) //nolint:errcheck // why it ended early: we ended it, and the handler's observer knows
+		settled, _ := w.Handle(batchCtx, b.Records) // why it ended early: we ended it, and the handler's observer knows
 		interrupted := batchCtx.Err() != nil
 		cancel(nil)
 		if !p.settle(b, settled) && !interrupted {

@@ -304,10 +304,8 @@ func (r *run[T]) write(w *writes, c claim[T], v Verdict, out []events.Envelope, 
 	row := InboxRow{MessageID: c.id, New: c.row == nil, Hash: events.PayloadHash(d.Record.Value)}
 	if v.Kind == Retry {
 		raw := r.retryCopy(c, v, now)
-		if n := size(raw.Key, raw.Value, raw.Headers); n > r.cfg.MaxRecordBytes {
-			v = Verdict{Kind: Dead, Class: ClassTooLarge, Reason: CleanText("a retry copy would have "+strconv.Itoa(n)+" bytes, above the limit of "+
-				strconv.Itoa(r.cfg.MaxRecordBytes)+"; it failed with: "+v.Reason, MaxErrorBytes)}
-		} else {
+		n := size(raw.Key, raw.Value, raw.Headers)
+		if n <= r.cfg.MaxRecordBytes {
 			row.State, row.Ticket = InboxWaiting, raw.ticket
 			w.raw = append(w.raw, raw.Raw)
 			w.inbox = append(w.inbox, row)
@@ -316,6 +314,8 @@ func (r *run[T]) write(w *writes, c claim[T], v Verdict, out []events.Envelope, 
 			}
 			return v
 		}
+		v = Verdict{Kind: Dead, Class: ClassTooLarge, Reason: CleanText("a retry copy would have "+strconv.Itoa(n)+" bytes, above the limit of "+
+			strconv.Itoa(r.cfg.MaxRecordBytes)+"; it failed with: "+v.Reason, MaxErrorBytes)}
 	}
 	switch v.Kind {
 	case Done:

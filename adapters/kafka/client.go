@@ -236,10 +236,14 @@ func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, e
 	return (&tls.Dialer{NetDialer: &d, Config: cfg}).DialContext(ctx, network, address)
 }
 
+func (s SASL) fixed(ctx context.Context) (username, password string, err error) {
+	return s.Username, s.Password, ctx.Err()
+}
+
 func (s SASL) mechanism() (sasl.Mechanism, error) {
 	credentials := s.Credentials
 	if credentials == nil {
-		credentials = func(context.Context) (string, string, error) { return s.Username, s.Password, nil }
+		credentials = s.fixed
 	}
 	if s.Mechanism != "" && s.Mechanism != "oauthbearer" && s.Credentials == nil && (s.Username == "" || s.Password == "") {
 		return nil, fmt.Errorf("kafka: sasl %s needs a username and a password", s.Mechanism)

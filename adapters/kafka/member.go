@@ -296,9 +296,9 @@ func (m *member) onRevoked(ctx context.Context, cl *kgo.Client, partitions map[s
 
 // onLost drops partitions that are somebody else's already: nothing is waited for and nothing committed. It may name partitions that
 // we never had.
-func (m *member) onLost(_ context.Context, cl *kgo.Client, partitions map[string][]int32) {
+func (m *member) onLost(ctx context.Context, cl *kgo.Client, partitions map[string][]int32) {
 	<-m.ready
-	gone, cancel := context.WithCancel(context.Background())
+	gone, cancel := context.WithCancel(ctx)
 	cancel()
 	lanes := m.lanes(partitions)
 	m.pump.Drain(gone, lanes)

@@ -25,7 +25,8 @@ func retryTopics() (out []events.Topic) {
 
 // Records fail once, twice, or always; the process's members are stopped and started in the middle.
 func TestRetryTiersLoseNothingAndAreNeverEarlyNorReordered(t *testing.T) {
-	onBoth(t, func(t *testing.T, k *env) {
+	onBoth(t, func(k *env) {
+		t := k.T
 		k.topics(3, append(retryTopics(), events.TopicCommands)...)
 		l, mem := newLedger(), consumers.NewMemory()
 		recs := messages(events.TPlaceOrder, 600)
@@ -101,7 +102,8 @@ func TestRetryTiersLoseNothingAndAreNeverEarlyNorReordered(t *testing.T) {
 }
 
 func TestRetryPartitionsThatHaveEnoughArePaused(t *testing.T) {
-	onBoth(t, func(t *testing.T, k *env) {
+	onBoth(t, func(k *env) {
+		t := k.T
 		k.topics(1, append(retryTopics(), events.TopicCommands)...)
 		l, mem := newLedger(), consumers.NewMemory()
 		g := commandGroup(k, mem, l)

@@ -80,7 +80,9 @@ func TestTLSAndSASL(t *testing.T) {
 				c.SASL.Credentials = func(context.Context) (string, string, error) { asked.Add(1); return "ordersaga", "secret", nil }
 			}))
 			require.GreaterOrEqual(t, asked.Load(), int64(2))
-			require.ErrorContains(t, ping(func(c *Config) { c.TLS = func() (*tls.Config, error) { return nil, errors.New("ca.pem: no such file") } }), "ca.pem")
+			require.ErrorContains(t, ping(func(c *Config) {
+				c.TLS = func() (*tls.Config, error) { return nil, errors.New("ca.pem: no such file") }
+			}), "ca.pem")
 		})
 	}
 }

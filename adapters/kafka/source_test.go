@@ -23,7 +23,8 @@ import (
 )
 
 func TestSourceSettlesEverythingOnce(t *testing.T) {
-	onBoth(t, func(t *testing.T, k *env) {
+	onBoth(t, func(k *env) {
+		t := k.T
 		k.topics(4, events.TopicCommands)
 		p := k.producer()
 		recs := messages(events.TPlaceOrder, 1500)
@@ -49,7 +50,8 @@ func TestSourceSettlesEverythingOnce(t *testing.T) {
 }
 
 func TestF6_PoisonOnATopicBlocksNobody(t *testing.T) {
-	onBoth(t, func(t *testing.T, k *env) {
+	onBoth(t, func(k *env) {
+		t := k.T
 		k.topics(1, events.TopicCommands)
 		good := messages(events.TPlaceOrder, 20)
 		batch := []events.Record{
@@ -72,7 +74,8 @@ func TestF6_PoisonOnATopicBlocksNobody(t *testing.T) {
 }
 
 func TestF7_OffsetsStopWhereRecordsAreHeld(t *testing.T) {
-	onBoth(t, func(t *testing.T, k *env) {
+	onBoth(t, func(k *env) {
+		t := k.T
 		k.topics(1, events.TopicCommands)
 		recs := messages(events.TPlaceOrder, 50)
 		k.produce(k.producer(), recs...)
@@ -103,7 +106,8 @@ func TestF7_OffsetsStopWhereRecordsAreHeld(t *testing.T) {
 func TestF5_RebalancesWhileBatchesRun(t *testing.T) {
 	for _, inflight := range []int{1, 3} {
 		t.Run(fmt.Sprintf("%d batches at once", inflight), func(t *testing.T) {
-			onBoth(t, func(t *testing.T, k *env) {
+			onBoth(t, func(k *env) {
+				t := k.T
 				k.topics(6, events.TopicCommands)
 				l, mem := newLedger(), consumers.NewMemory()
 				var calls atomic.Int64
@@ -156,7 +160,8 @@ func TestF5_RebalancesWhileBatchesRun(t *testing.T) {
 }
 
 func TestF30_PartitionsAreAddedWhileRecordsAreInFlight(t *testing.T) {
-	onBoth(t, func(t *testing.T, k *env) {
+	onBoth(t, func(k *env) {
+		t := k.T
 		k.topics(1, events.TopicCommands)
 		l, mem := newLedger(), consumers.NewMemory()
 		g := commandGroup(k, mem, l)
@@ -193,7 +198,8 @@ func TestF30_PartitionsAreAddedWhileRecordsAreInFlight(t *testing.T) {
 }
 
 func TestRecreatedTopicIsReadFromItsBeginning(t *testing.T) {
-	onBoth(t, func(t *testing.T, k *env) {
+	onBoth(t, func(k *env) {
+		t := k.T
 		k.topics(2, events.TopicCommands)
 		l, mem := newLedger(), consumers.NewMemory()
 		g := commandGroup(k, mem, l)
@@ -226,7 +232,8 @@ func TestRecreatedTopicIsReadFromItsBeginning(t *testing.T) {
 }
 
 func TestSourceAndTailWaitForTheirTopic(t *testing.T) {
-	onBoth(t, func(t *testing.T, k *env) {
+	onBoth(t, func(k *env) {
+		t := k.T
 		l, mem := newLedger(), consumers.NewMemory()
 		g := commandGroup(k, mem, l)
 		k.source(k.c, g, func(*SourceConfig) {})
@@ -257,7 +264,7 @@ func victim() {
 		panic(err)
 	}
 	_ = s.Run(context.Background(), func(ctx context.Context, batch []events.Record) ([]bool, error) {
-		fmt.Println("handling", len(batch)) //nolint:forbidigo // what the parent waits for
+		fmt.Println("handling", len(batch)) // what the parent waits for
 		<-ctx.Done()
 		return make([]bool, len(batch)), ctx.Err()
 	})
@@ -273,8 +280,8 @@ func TestF33_ProgressAfterKill(t *testing.T) {
 		"static membership, restarted at once": {"victim-1", 4 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			test := func(t *testing.T, k *env) {
-				t.Helper()
+			test := func(k *env) {
+				t := k.T
 				k.topics(3, events.TopicCommands)
 				recs := messages(events.TPlaceOrder, 30)
 				k.produce(k.producer(), recs...)
@@ -306,7 +313,7 @@ func TestF33_ProgressAfterKill(t *testing.T) {
 				onBoth(t, test)
 				return
 			}
-			t.Run("kafka", func(t *testing.T) { test(t, realEnv(t)) }) // static membership is not the in-process broker's strength
+			t.Run("kafka", func(t *testing.T) { test(realEnv(t)) }) // static membership is not the in-process broker's strength
 		})
 	}
 }

@@ -33,10 +33,10 @@ func TestMain(m *testing.M) {
 }
 
 // onBoth runs a test on the in-process broker, and on a real Kafka.
-func onBoth(t *testing.T, test func(t *testing.T, k *env)) {
+func onBoth(t *testing.T, test func(k *env)) {
 	t.Helper()
-	t.Run("in-process", func(t *testing.T) { test(t, newEnv(t, testenv.Kafka(t))) })
-	t.Run("kafka", func(t *testing.T) { test(t, newEnv(t, testenv.RealKafka(t))) })
+	t.Run("in-process", func(t *testing.T) { test(newEnv(t, testenv.Kafka(t))) })
+	t.Run("kafka", func(t *testing.T) { test(newEnv(t, testenv.RealKafka(t))) })
 }
 
 // env is an installation of its own on a broker.
