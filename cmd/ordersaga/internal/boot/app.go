@@ -205,7 +205,7 @@ func (a *App) openGateway() error {
 	if !a.cfg.Has(RolePayment) && !a.cfg.Has(RoleCompensation) {
 		return nil
 	}
-	g, err := payment.New(GatewayConfig(&a.cfg), payment.WithObserver(a.observer))
+	g, err := payment.New(GatewayConfig(&a.cfg), payment.WithObserver(a.observer), payment.WithTransport(a.tracing.Transport))
 	if err != nil {
 		return err
 	}
@@ -255,7 +255,7 @@ func (a *App) openHTTP(ctx context.Context) error {
 		return errors.New("http: no tokens, so nobody could call: set http.tokens_file (ORDERSAGA_HTTP__TOKENS_FILE); `ordersaga token NAME --role admin` makes its lines")
 	}
 	a.intake = saga.NewIntake(a.db.For(postgres.Intake), a.coord, a.cache, saga.IntakeConfig{
-		Workers: a.cfg.Intake.Workers, MaxBatch: a.cfg.Intake.MaxBatch, Queue: a.cfg.Intake.Queue,
+		Workers: a.cfg.Intake.Workers, MaxBatch: a.cfg.Intake.MaxBatch, Queue: a.cfg.Intake.Queue, Committed: a.metrics.IntakeBatch,
 	}, a.admit.check)
 	operators, err := a.operators()
 	if err != nil {

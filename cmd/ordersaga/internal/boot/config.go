@@ -263,9 +263,9 @@ func unmarshal(k *koanf.Koanf, c *Config) error {
 	err := k.UnmarshalWithConf("", c, koanf.UnmarshalConf{Tag: "koanf", DecoderConfig: &mapstructure.DecoderConfig{
 		TagName: "koanf", Result: c, WeaklyTypedInput: true, Metadata: &md, ZeroFields: true,
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(
-			mapstructure.StringToTimeDurationHookFunc(),
-			mapstructure.StringToSliceHookFunc(","),
 			trimHook,
+			mapstructure.StringToTimeDurationHookFunc(),
+			mapstructure.StringToWeakSliceHookFunc(","), // the other one knows lists of strings only
 		),
 	}})
 	if err != nil {
@@ -278,8 +278,8 @@ func unmarshal(k *koanf.Koanf, c *Config) error {
 	return nil
 }
 
-func trimHook(from, to reflect.Type, data any) (any, error) {
-	if s, ok := data.(string); ok && to.Kind() == reflect.String && from.Kind() == reflect.String {
+func trimHook(_, _ reflect.Type, data any) (any, error) {
+	if s, ok := data.(string); ok {
 		return strings.TrimSpace(s), nil
 	}
 	return data, nil

@@ -31,7 +31,7 @@ func Topics(c *Config) []kafka.TopicSpec {
 const embeddedRetention = 256 << 20
 
 // OpenKafka makes the client; it connects when it is first used. log may be nil.
-func OpenKafka(c *Config, log *zap.Logger, m *telemetry.Metrics) (*kafka.Client, func(), error) {
+func OpenKafka(c *Config, log *zap.Logger, observer *telemetry.Observer) (*kafka.Client, func(), error) {
 	if len(c.Kafka.Brokers) == 0 {
 		return nil, nil, errors.New("kafka: no brokers: set kafka.brokers (ORDERSAGA_KAFKA_BROKERS), such as kafka-1:9092,kafka-2:9092")
 	}
@@ -42,7 +42,9 @@ func OpenKafka(c *Config, log *zap.Logger, m *telemetry.Metrics) (*kafka.Client,
 		Brokers: c.Kafka.Brokers, Names: events.Names{Prefix: c.Kafka.TopicPrefix}, ClientID: c.Kafka.ClientID, InstanceID: c.Kafka.InstanceID,
 		Session:  c.Kafka.Session,
 		SASL:     kafka.SASL{Mechanism: c.Kafka.SASL.Mechanism, Username: c.Kafka.SASL.Username, Password: c.Kafka.SASL.Password},
-		Observer: &kafkaObserver{log: log.Named("kafka"), metrics: m},
+	}
+	if observer != nil {
+		kc.Observer = observer
 	}
 	stop := func() {}
 	if t := c.Kafka.TLS; t.Enabled {
@@ -62,29 +64,8 @@ func OpenKafka(c *Config, log *zap.Logger, m *telemetry.Metrics) (*kafka.Client,
 	return cl, func() { cl.Close(); stop() }, nil
 }
 
-// kafkaObserver puts what the adapter meets into the log and the metrics.
-type kafkaObserver struct {
-	log     *zap.Logger
-	metrics *telemetry.Metrics
-}
-
-func (o *kafkaObserver) KafkaProblem(part string, err error) {
-	o.log.Warn("kafka problem", zap.String("part", part), zap.Error(err))
-}
-
-func (o *kafkaObserver) KafkaAssigned(group string, n int) {
-	o.log.Debug("partitions assigned", zap.String("group", group), zap.Int("partitions", n))
-}
-func (o *kafkaObserver) KafkaBuffered(string, int, int) {}
-
-func (o *kafkaObserver) KafkaLag(group, _ string, partition int32, records int64) {
-	if o.metrics != nil {
-		o.metrics.SetLag(events.Group(group), map[int32]int64{partition: records})
-	}
-}
-
 func (a *App) openKafka(ctx context.Context) error {
-	cl, stop, err := OpenKafka(&a.cfg, a.log, a.metrics)
+	cl, stop, err := OpenKafka(&a.cfg, a.log, a.observer)
 	if err != nil {
 		return err
 	}

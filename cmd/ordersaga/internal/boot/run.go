@@ -143,6 +143,16 @@ func (a *App) workStage() (stage, error) {
 		st = append(st, task{"group " + string(spec.group), func(ctx context.Context) error { return src.Run(ctx, g.Handle) }})
 	}
 	if len(retried) > 0 {
+		lags := map[events.Group][]events.Topic{}
+		for _, g := range retried {
+			lags[kafka.GroupRetry] = append(lags[kafka.GroupRetry], g.RetryTopics()...)
+		}
+		for _, g := range events.Groups {
+			if slices.ContainsFunc(retried, func(r consumers.Retried) bool { return r.Name() == g.Group }) {
+				lags[g.Group] = []events.Topic{g.Topic}
+			}
+		}
+		st = append(st, task{"lag", func(ctx context.Context) error { return a.kafka.ExportLag(ctx, lagEvery, lags) }})
 		rs, err := a.kafka.NewRetrySource(retried, a.observer, a.db.Now)
 		if err != nil {
 			return nil, err

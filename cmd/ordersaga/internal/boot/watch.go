@@ -31,7 +31,7 @@ func (a *App) watchMetrics(ctx context.Context) error {
 	})
 	a.metrics.WatchPools(a.pools)
 	if a.intake != nil {
-		a.metrics.WatchIntakeQueue(a.intake.Waiting)
+		a.metrics.WatchIntakeQueue(func() (length, limit int) { return a.intake.Queued(), a.cfg.Intake.Queue })
 	}
 	t := time.NewTicker(watchEvery)
 	defer t.Stop()

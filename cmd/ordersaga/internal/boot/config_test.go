@@ -1,0 +1,33 @@
+package boot
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func environ(vs ...string) func() []string { return func() []string { return vs } }
+
+func TestLaterSourcesWin(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ordersaga.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("http:\n  addr: file:1\n  rate_per_caller: 7\nkafka:\n  brokers: [a:1, b:2]\nlog:\n  level: warn\n"), 0o600))
+	c, err := Load(Defaults(), file, environ("ORDERSAGA_HTTP_ADDR=env:2", "ORDERSAGA_LOG__LEVEL=error", "HOME=/"), map[string]any{"http.addr": "flag:3"})
+	require.NoError(t, err)
+	require.Equal(t, "flag:3", c.HTTP.Addr, "flag over environment over file")
+	require.Equal(t, "error", c.Log.Level, "environment over file")
+	require.InDelta(t, 7, c.HTTP.Rate, 0, "file over defaults")
+	require.Equal(t, []string{"a:1", "b:2"}, c.Kafka.Brokers)
+	require.Equal(t, Defaults().Payment, c.Payment)
+}
+
+func TestListsInTheEnvironment(t *testing.T) {
+	c, err := Load(Defaults(), "", environ("ORDERSAGA_RETRY__DELAYS=200ms, 1s,3s", "ORDERSAGA_KAFKA_BROKERS=a:1, b:2", "ORDERSAGA_ROLES=http,relay"), nil)
+	require.NoError(t, err)
+	require.Equal(t, []time.Duration{200 * time.Millisecond, time.Second, 3 * time.Second}, c.Retry.Delays)
+	require.Equal(t, []string{"a:1", "b:2"}, c.Kafka.Brokers)
+	require.True(t, c.Has(RoleRelay))
+	require.False(t, c.Has(RoleStock))
+}
