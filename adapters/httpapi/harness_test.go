@@ -99,9 +99,9 @@ func newWorld(t *testing.T, change ...func(*setup)) *world {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
+		transport.CloseIdleConnections() // also those dialled and never used, which a shutdown would wait for
 		require.NoError(t, w.server.Shutdown(ctx))
 		require.NoError(t, <-served)
-		transport.CloseIdleConnections()
 	})
 	return w
 }

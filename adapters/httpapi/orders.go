@@ -75,15 +75,17 @@ func (a *API) submission(w http.ResponseWriter, r *http.Request, params PlaceOrd
 
 // orderBody is PlaceOrder of the contract with the order id as text, so that a bad one can be answered for what it is.
 type orderBody struct {
-	OrderID       *string `json:"order_id"`
-	CustomerID    string  `json:"customer_id"`
-	Currency      string  `json:"currency"`
-	PaymentMethod string  `json:"payment_method"`
-	Items         []struct {
-		SKU            string `json:"sku"`
-		Quantity       int64  `json:"quantity"`
-		UnitPriceMinor *int64 `json:"unit_price_minor"`
-	} `json:"items"`
+	OrderID       *string    `json:"order_id,omitempty"`
+	CustomerID    string     `json:"customer_id"`
+	Currency      string     `json:"currency"`
+	PaymentMethod string     `json:"payment_method"`
+	Items         []itemBody `json:"items"`
+}
+
+type itemBody struct {
+	SKU            string `json:"sku"`
+	Quantity       int64  `json:"quantity"`
+	UnitPriceMinor *int64 `json:"unit_price_minor,omitempty"`
 }
 
 func decodeDraft(raw []byte) (domain.Draft, error) {

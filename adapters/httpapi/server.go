@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -19,13 +20,40 @@ const (
 	writeTimeout      = 60 * time.Second // longer than the longest Prefer: wait; streams move theirs
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 16 << 10
+	silentGrace       = 500 * time.Millisecond // at shutdown, for a connection that has sent nothing yet
 )
 
 // Server serves the API on one address.
 type Server struct {
-	api *API
-	srv *http.Server
-	ln  net.Listener
+	api    *API
+	srv    *http.Server
+	ln     net.Listener
+	silent silent
+}
+
+// silent keeps the connections on which nothing has come yet: browsers and pools open some to spare, and a shutdown would wait five
+// seconds for them to speak.
+type silent struct {
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+}
+
+func (s *silent) see(c net.Conn, st http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st == http.StateNew {
+		s.conns[c] = struct{}{}
+	} else {
+		delete(s.conns, c)
+	}
+}
+
+func (s *silent) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		_ = c.Close() // nothing was promised on it
+	}
 }
 
 // Listen opens addr (host:port; port 0 draws one). tlsConfig may be nil. handler is the API, perhaps wrapped for telemetry.
@@ -39,10 +67,13 @@ func Listen(ctx context.Context, addr string, api *API, handler http.Handler, tl
 }
 
 func newServer(ln net.Listener, api *API, handler http.Handler, tlsConfig *tls.Config, log *slog.Logger) *Server {
-	return &Server{api: api, ln: ln, srv: &http.Server{
+	s := &Server{api: api, ln: ln, silent: silent{conns: map[net.Conn]struct{}{}}}
+	s.srv = &http.Server{
 		Handler: handler, TLSConfig: tlsConfig, ErrorLog: slog.NewLogLogger(serverLog{log.Handler()}, slog.LevelWarn),
 		ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
-	}}
+		ConnState: s.silent.see,
+	}
+	return s
 }
 
 // serverLog passes on what net/http complains of, on one line. What any stranger can cause by a bad handshake is for debugging only.
@@ -80,6 +111,8 @@ func (s *Server) Serve() error {
 // Shutdown makes readiness red, ends streams, lets requests finish until ctx ends, then closes what is left.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.api.Drain()
+	hush := time.AfterFunc(silentGrace, s.silent.close)
+	defer hush.Stop()
 	if err := s.srv.Shutdown(ctx); err != nil {
 		return errors.Join(fmt.Errorf("http: shutdown: %w", err), s.srv.Close())
 	}
