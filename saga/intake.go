@@ -51,6 +51,8 @@ type IntakeConfig struct {
 	Workers  int // transactions at a time
 	MaxBatch int // orders a transaction
 	Queue    int // requests waiting; more are shed
+	// Committed hears how many orders a transaction takes up; nil: nobody does. It must not block.
+	Committed func(orders int)
 }
 
 // DefaultIntake is sized for one process on a small machine: one batch commits while the next gathers.
@@ -147,9 +149,6 @@ func (in *Intake[T]) Submit(ctx context.Context, s *Submission) (Accepted, error
 	}
 }
 
-// Waiting answers how many requests wait, and how many may.
-func (in *Intake[T]) Waiting() (length, limit int) { return len(in.queue), cap(in.queue) }
-
 // refused looks whether the key was answered before the refusal's cause arose: a price may have changed since.
 func (in *Intake[T]) refused(ctx context.Context, s *Submission, refusal *domain.Refusal) (Accepted, error) {
 	var found []*IdempotencyKey
@@ -210,6 +209,9 @@ func (in *Intake[T]) commit(ctx context.Context, batch []*submission) {
 	slices.SortStableFunc(batch, func(a, b *submission) int {
 		return cmp.Or(cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Key, b.Key))
 	})
+	if in.cfg.Committed != nil {
+		in.cfg.Committed(len(batch))
+	}
 	if err := in.try(ctx, batch); dataError(err) && len(batch) > 1 { // one of them is at fault: each for itself
 		for i := range batch {
 			_ = in.try(ctx, batch[i:i+1]) // each submission has its error

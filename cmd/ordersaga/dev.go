@@ -307,7 +307,7 @@ func (h *devHouse) announce(w io.Writer, cfg *boot.Config, dir string) {
 	}
 	fmt.Fprintf(&b, `
 Try:
-  curl -s %[1]s/v1/orders -H 'Idempotency-Key: a1' -H 'Prefer: wait=10' -d '{"customer_id":"c-17","currency":"EUR","items":[{"sku":"TEA-1","quantity":2}],"payment_method":"pm_card_visa"}'
+  curl -s %[1]s/v1/orders -H 'Idempotency-Key: a1' -H 'Prefer: wait=10' --json '{"customer_id":"c-17","currency":"EUR","items":[{"sku":"TEA-1","quantity":2}],"payment_method":"pm_card_visa"}'
   ORDERSAGA_URL=%[1]s go run ./cmd/ordersaga orders list
   kcat -b %[2]s -C -t %[3]sorders.events.v1 -o beginning -e
 Ctrl-C stops everything.
