@@ -164,10 +164,20 @@ func SchemaVersion(ctx context.Context, db *DB) (has, needs int64, err error) {
 func CheckSchema(ctx context.Context, db *DB) error {
 	has, needs, err := SchemaVersion(ctx, db)
 	if err == nil && has < needs {
-		err = fmt.Errorf("postgres: the database is at version %d, this binary needs %d: run ordersaga migrate up", has, needs)
+		err = &schemaBehindError{has, needs}
 	}
 	return err
 }
+
+// schemaBehindError is a database that waits for its migration.
+type schemaBehindError struct{ has, needs int64 }
+
+func (e *schemaBehindError) Error() string {
+	return fmt.Sprintf("postgres: the database is at version %d, this binary needs %d: run ordersaga migrate up", e.has, e.needs)
+}
+
+// SchemaBehind reports that a migration mends it: a process that is starting may wait for that.
+func (*schemaBehindError) SchemaBehind() bool { return true }
 
 // locked runs fn while holding one of the process-wide advisory locks, waiting for it. The lock is a session's: its connection
 // is held beside those that fn takes, which is no transaction's second connection.

@@ -165,9 +165,7 @@ func (a *App) await(ctx context.Context, what string, try func(context.Context) 
 		if err == nil {
 			return nil
 		}
-		var away interface{ Outage() string }
-		var behind interface{ SchemaBehind() bool }
-		if !errors.As(err, &away) && !errors.As(err, &behind) {
+		if !worthWaiting(err) {
 			return err
 		}
 		if err.Error() != last {
@@ -180,6 +178,15 @@ func (a *App) await(ctx context.Context, what string, try func(context.Context) 
 			return fmt.Errorf("gave up waiting for %s: %w", what, err)
 		}
 	}
+}
+
+// worthWaiting reports an error that others may be about to mend: who starts a server, migrates or makes the topics. Brokers also need
+// a moment to tell each other of topics that were just made.
+func worthWaiting(err error) bool {
+	var away interface{ Outage() string }
+	var behind interface{ SchemaBehind() bool }
+	var missing *kafka.MissingTopicsError
+	return errors.As(err, &away) || errors.As(err, &behind) || errors.As(err, &missing)
 }
 
 func (a *App) openDatabase(ctx context.Context) error {
