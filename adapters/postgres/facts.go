@@ -22,7 +22,7 @@ type OrderCount struct {
 
 // CountOrders counts orders by status and phase.
 func (db *DB) CountOrders(ctx context.Context) (out []OrderCount, err error) {
-	const q = `SELECT o.status, coalesce(s.phase, ''), count(*), sum(o.total_minor)::bigint FROM orders o LEFT JOIN sagas s ON s.order_id = o.id GROUP BY 1, 2 ORDER BY 1, 2`
+	const q = `SELECT coalesce(s.status, ''), coalesce(s.phase, ''), count(*), sum(o.total_minor)::bigint FROM orders o LEFT JOIN sagas s ON s.order_id = o.id GROUP BY 1, 2 ORDER BY 1, 2`
 	err = db.query(ctx, Operators, "count orders", q, nil, func(r pgx.Rows) error {
 		var c OrderCount
 		err := r.Scan((*string)(&c.Status), (*string)(&c.Phase), &c.Orders, &c.Minor)
@@ -63,7 +63,7 @@ type OrderFact struct {
 
 // EachOrder streams all orders in the order of their ids.
 func (db *DB) EachOrder(ctx context.Context, fn func(OrderFact) error) error {
-	const q = `SELECT o.id, o.status, coalesce(s.phase, ''), o.total_minor, o.currency FROM orders o LEFT JOIN sagas s ON s.order_id = o.id ORDER BY o.id`
+	const q = `SELECT o.id, coalesce(s.status, ''), coalesce(s.phase, ''), o.total_minor, o.currency FROM orders o LEFT JOIN sagas s ON s.order_id = o.id ORDER BY o.id`
 	return db.query(ctx, Operators, "audit orders", q, nil, func(r pgx.Rows) error {
 		var f OrderFact
 		if err := r.Scan((*[16]byte)(&f.Order), (*string)(&f.Status), (*string)(&f.Phase), &f.Total.Minor, &f.Total.Currency); err != nil {

@@ -52,10 +52,9 @@ func (t *Tx) FindOrders(ctx context.Context, ids []domain.OrderID) (map[domain.O
 
 // Rows go in sorted by key, as everywhere: two transactions that insert the same keys wait for each other once, not in a circle.
 const insertOrders = `
-INSERT INTO orders (id, customer_id, payment_method, currency, total_minor, lines, request_hash, sequence, status, reason)
-SELECT id, customer, method, currency, total, lines::jsonb, hash, seq, status, NULLIF(reason, '')
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::int[], $9::text[], $10::text[])
-  AS u(id, customer, method, currency, total, lines, hash, seq, status, reason)`
+INSERT INTO orders (id, customer_id, payment_method, currency, total_minor, lines, request_hash)
+SELECT id, customer, method, currency, total, lines::jsonb, hash
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bigint[]) AS u(id, customer, method, currency, total, lines, hash)`
 
 // A deadline is in microseconds from now; 0: none, for the saga has ended.
 const insertSagas = `
@@ -99,18 +98,18 @@ func (t *Tx) InsertOrders(_ context.Context, batch []saga.Placement) error {
 		steps[i], undos[i], cancels[i], ended[i] = letters(s.Steps), letters(s.Undos), s.Cancel, s.Phase.Ended()
 		after[i] = max(p.Timer.After.Microseconds(), 0)
 	}
-	t.queue("insert orders", insertOrders, ids, customers, methods, currencies, totals, lines, hashes, seqs, statuses, reasons)
+	t.queue("insert orders", insertOrders, ids, customers, methods, currencies, totals, lines, hashes)
 	t.queue("insert sagas", insertSagas, ids, defs, defVersions, totals, currencies, after, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended)
 	return nil
 }
 
-// LoadOrders reads whole orders along the primary key, without locks: what it reads of them never changes.
+// LoadOrders reads whole orders along the primary key, without locks: what was asked for never changes.
 func (t *Tx) LoadOrders(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]*domain.Order, error) {
 	out := make(map[domain.OrderID]*domain.Order, len(ids))
 	if len(ids) == 0 {
 		return out, nil
 	}
-	err := t.query(ctx, "load orders", `SELECT `+orderColumns+` FROM orders o WHERE o.id = ANY($1)`, []any{ids}, func(r pgx.Rows) error {
+	err := t.query(ctx, "load orders", `SELECT `+orderColumns+ordersAndSagas+`WHERE o.id = ANY($1)`, []any{ids}, func(r pgx.Rows) error {
 		var row orderRow
 		if err := r.Scan(row.into()...); err != nil {
 			return err
@@ -122,19 +121,22 @@ func (t *Tx) LoadOrders(ctx context.Context, ids []domain.OrderID) (map[domain.O
 	return out, err
 }
 
-const orderColumns = `o.id, o.customer_id, o.payment_method, o.currency, o.total_minor, o.lines, o.sequence, o.status, coalesce(o.reason, ''), o.created_at, o.updated_at`
+const (
+	orderColumns   = `o.id, o.customer_id, o.payment_method, o.currency, o.total_minor, o.lines, o.created_at, s.sequence, s.status, coalesce(s.reason, '')`
+	ordersAndSagas = ` FROM orders o JOIN sagas s ON s.order_id = o.id `
+)
 
 // orderRow scans orderColumns.
 type orderRow struct {
-	o                    domain.Order
-	lines                []byte
-	createdAt, updatedAt time.Time
+	o         domain.Order
+	lines     []byte
+	createdAt time.Time
 }
 
 func (r *orderRow) into() []any {
 	return []any{
-		(*[16]byte)(&r.o.ID), &r.o.CustomerID, &r.o.PaymentMethod, &r.o.Total.Currency, &r.o.Total.Minor, &r.lines, &r.o.Sequence,
-		(*string)(&r.o.Status), (*string)(&r.o.Reason), &r.createdAt, &r.updatedAt,
+		(*[16]byte)(&r.o.ID), &r.o.CustomerID, &r.o.PaymentMethod, &r.o.Total.Currency, &r.o.Total.Minor, &r.lines, &r.createdAt,
+		&r.o.Sequence, (*string)(&r.o.Status), (*string)(&r.o.Reason),
 	}
 }
 

@@ -23,10 +23,10 @@ func comparePaymentKeys(a, b *domain.PaymentStep) int {
 	return compare(a.Op, b.Op)
 }
 
-// LockPayments locks the authorize rows of all orders first and reads in a statement, so a snapshot, of its own: what another transaction
-// inserted under that lock while this one waited for it is seen. Both go in one round trip. The rest is locked in the order of (order,
-// operation). What has no row can't be locked: two that find none meet in the primary key
-// of the row they insert, so an undo that finds no action must leave its tombstone under the action's own operation.
+// LockPayments locks the authorize rows, in the order of order ids, and reads all rows in a statement, so a snapshot, of its own: what
+// another transaction inserted under that lock while this one waited for it is seen. Both go in one round trip. An order that has no
+// authorize row has none at all and can't be locked: two that find none meet in the primary key of the row they insert, so an undo that
+// finds no action must leave its tombstone under the action's own operation.
 func (t *Tx) LockPayments(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Payment, error) {
 	out := make(map[domain.OrderID]*domain.Payment, len(orders))
 	if len(orders) == 0 {
@@ -39,7 +39,7 @@ func (t *Tx) LockPayments(ctx context.Context, orders []domain.OrderID) (map[dom
 		t.payments = make(map[paymentKey]bool, len(orders))
 	}
 	t.queue("lock authorizations", `SELECT FROM payments WHERE order_id = ANY($1) AND op = 'authorize' ORDER BY order_id FOR NO KEY UPDATE`, orders)
-	const q = `SELECT order_id, op, state, attempt, amount_minor, currency, method, ref, code, begun FROM payments WHERE order_id = ANY($1) ORDER BY order_id, op FOR NO KEY UPDATE`
+	const q = `SELECT order_id, op, state, attempt, amount_minor, currency, method, ref, code, begun FROM payments WHERE order_id = ANY($1)`
 	err := t.query(ctx, "lock payments", q, []any{orders}, func(r pgx.Rows) error {
 		s, err := scanPayment(r)
 		if err != nil {

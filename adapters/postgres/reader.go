@@ -53,9 +53,8 @@ func scanView(r pgx.Rows) (v saga.OrderView, err error) {
 	var row orderRow
 	var steps, undos, why, owner string
 	var deadline, since *time.Time
-	var updated time.Time
 	s := &v.Saga
-	err = r.Scan(append(row.into(), &s.Definition, &s.DefVersion, &s.Version, (*string)(&s.Phase), &steps, &undos, &s.Cancel, &deadline, &since, &why, &owner, &updated)...)
+	err = r.Scan(append(row.into(), &s.Definition, &s.DefVersion, &s.Version, (*string)(&s.Phase), &steps, &undos, &s.Cancel, &deadline, &since, &why, &owner, &v.UpdatedAt)...)
 	if err != nil {
 		return v, err
 	}
@@ -69,16 +68,13 @@ func scanView(r pgx.Rows) (v saga.OrderView, err error) {
 	if since != nil {
 		s.Stuck = &saga.Stuck{Reason: why, Owner: owner, Since: *since}
 	}
-	v.CreatedAt, v.UpdatedAt = row.createdAt, row.updatedAt
-	if updated.After(v.UpdatedAt) {
-		v.UpdatedAt = updated
-	}
+	v.CreatedAt = row.createdAt
 	return v, nil
 }
 
 // Order reads an order with its saga; nil if there is none.
 func (db *DB) Order(ctx context.Context, id domain.OrderID) (found *saga.OrderView, err error) {
-	err = db.query(ctx, Operators, "get order", `SELECT `+viewColumns+` FROM orders o JOIN sagas s ON s.order_id = o.id WHERE o.id = $1`, []any{uuid.UUID(id)}, func(r pgx.Rows) error {
+	err = db.query(ctx, Operators, "get order", `SELECT `+viewColumns+ordersAndSagas+`WHERE o.id = $1`, []any{uuid.UUID(id)}, func(r pgx.Rows) error {
 		v, err := scanView(r)
 		found = &v
 		return err
@@ -138,7 +134,7 @@ func (db *DB) Orders(ctx context.Context, f saga.OrderFilter) (page []saga.Order
 		q.and(underWay + ` AND s.status = 'pending'`)
 		return db.list(ctx, "list pending orders", q, f.Limit)
 	case domain.Confirmed, domain.Rejected, domain.Cancelled:
-		return db.search(ctx, "list orders by status", q, `o.status = `, string(f.Status), f.Limit)
+		return db.search(ctx, "list orders by status", q, `s.status = `, string(f.Status), f.Limit)
 	}
 	return nil, "", &domain.Refusal{Reason: domain.Invalid, Field: "/status", Detail: fmt.Sprintf("there is no status %.40q: pending, confirmed, rejected or cancelled", f.Status)}
 }
@@ -185,7 +181,7 @@ const stuckAfter = time.Minute
 // list answers a page of what a selection names.
 func (db *DB) list(ctx context.Context, name string, q *selection, limit int) (page []saga.OrderView, next string, err error) {
 	limit = pageLimit(limit)
-	sql := `SELECT ` + viewColumns + ` FROM orders o JOIN sagas s ON s.order_id = o.id WHERE ` + q.where() + newestFirst + `LIMIT ` + q.arg(limit+1)
+	sql := `SELECT ` + viewColumns + ordersAndSagas + `WHERE ` + q.where() + newestFirst + `LIMIT ` + q.arg(limit+1)
 	page, err = db.views(ctx, name, sql, q.args)
 	return cut(page, limit, err)
 }

@@ -63,7 +63,7 @@ func TestSagaFromPlacingToItsEnd(t *testing.T) {
 }
 
 // Few rows, so that the page has room: then only a changed index key could keep an update from being HOT.
-func TestSagaAndOrderRowsStayHOT(t *testing.T) {
+func TestSagaRowsStayHOT(t *testing.T) {
 	db := newDB(t)
 	orders := make([]*domain.Order, 5)
 	ids := make([]domain.OrderID, len(orders))
@@ -87,7 +87,6 @@ func TestSagaAndOrderRowsStayHOT(t *testing.T) {
 	require.Equal(t, int64(15), updates("sagas", 15), "the deadline stood still")
 	advance(t, db, done("capture_payment"), ids...) // cancelled: status and deadline change
 	require.Equal(t, int64(15), updates("sagas", 20), "the deadline changed")
-	require.Equal(t, int64(5), updates("orders", 5), "the status is in no index")
 }
 
 func TestRefusedCancelledAndStuckSagas(t *testing.T) {
@@ -488,11 +487,11 @@ func TestListsOfOrdersAndSagas(t *testing.T) {
 // A status that few orders have is searched for in bounded runs: pages may be empty, and the search still ends.
 func TestRareStatusIsFoundAcrossRuns(t *testing.T) {
 	db := newDB(t)
-	rawExec(t, db, `INSERT INTO orders (id, customer_id, payment_method, currency, total_minor, lines, request_hash, sequence, status, created_at)
-SELECT gen_random_uuid(), 'c', 'pm', 'EUR', 100, '[]', 1, 2, 'confirmed', now() - g * interval '1 second' FROM generate_series(1, 45000) g`)
+	rawExec(t, db, `INSERT INTO orders (id, customer_id, payment_method, currency, total_minor, lines, request_hash, created_at)
+SELECT gen_random_uuid(), 'c', 'pm', 'EUR', 100, '[]', 1, now() - g * interval '1 second' FROM generate_series(1, 45000) g`)
 	rawExec(t, db, `INSERT INTO sagas (order_id, definition, def_version, total_minor, currency, version, sequence, phase, status, steps, undos, ended_at)
 SELECT id, 'order', 1, 100, 'EUR', 5, 2, 'completed', 'confirmed', 'dddd', '--', now() FROM orders`)
-	rawExec(t, db, `UPDATE orders SET status = 'cancelled', reason = 'cancelled_by_customer' WHERE created_at = (SELECT min(created_at) FROM orders)`)
+	rawExec(t, db, `UPDATE sagas SET phase = 'compensated', status = 'cancelled', reason = 'cancelled_by_customer' WHERE order_id = (SELECT id FROM orders ORDER BY created_at LIMIT 1)`)
 	f := saga.OrderFilter{Status: domain.Cancelled, Limit: 10}
 	pages, found := 0, 0
 	for {

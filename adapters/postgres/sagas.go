@@ -74,12 +74,7 @@ FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::text[], $6::text[]
   AS u(id, version, seq, phase, status, reason, steps, undos, cancel, ended, after, stuck, why, owner)
 WHERE s.order_id = u.id`
 
-// The rows are written under their sagas' locks, in the same order.
-const saveOrders = `
-UPDATE orders o SET sequence = u.seq, status = u.status, reason = NULLIF(u.reason, ''), updated_at = now()
-FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[]) AS u(id, seq, status, reason) WHERE o.id = u.id`
-
-// SaveSagas stores sagas that LockSagas locked, and the orders of those whose status or sequence changed.
+// SaveSagas stores sagas that LockSagas locked. The order's status and sequence are columns of the same row.
 func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 	n := len(changes)
 	if n == 0 {
@@ -94,9 +89,6 @@ func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 		whys, owners                            = make([]string, n), make([]string, n)
 		cancels, ended, stuck                   = make([]bool, n), make([]bool, n), make([]bool, n)
 		after                                   = make([]int64, n)
-		orders                                  []domain.OrderID
-		orderSeqs                               []int32
-		orderStatuses, orderReasons             []string
 	)
 	for i := range changes {
 		c := &changes[i]
@@ -110,15 +102,8 @@ func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 		if s.Stuck != nil {
 			stuck[i], whys[i], owners[i] = true, clean(s.Stuck.Reason), clean(s.Stuck.Owner)
 		}
-		if c.OrderChanged {
-			orders, orderSeqs = append(orders, c.Order), append(orderSeqs, s.Sequence)
-			orderStatuses, orderReasons = append(orderStatuses, statuses[i]), append(orderReasons, reasons[i])
-		}
 	}
 	t.queue("save sagas", saveSagas, ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners)
-	if len(orders) > 0 {
-		t.queue("save orders", saveOrders, orders, orderSeqs, orderStatuses, orderReasons)
-	}
 	return nil
 }
 
