@@ -687,6 +687,7 @@ func TestF35_RetryIsNoDuplicateAndOriginalNeverRunsBesideIt(t *testing.T) {
 			prepares := len(f.h.prepares)
 			f.handle(first...) // an old copy, redelivered
 			require.Len(t, f.h.prepares, prepares, "no network call for a copy that was replaced")
+			require.Equal(t, 1, f.obs.batch[len(f.obs.batch)-1].Stale)
 			require.Empty(t, f.h.effects)
 			f.handle(second...)
 			f.handle(second...)

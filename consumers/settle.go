@@ -137,6 +137,9 @@ func (r *run[T]) settle(it *item[T], v Verdict, err error) {
 		it.ready = time.Now().Add(v.Wait)
 	case Done, Retry, Dead, Repeat:
 		it.done = true
+		if v.Kind == Repeat && it.d.Ticket != 0 {
+			r.stats.Stale++
+		}
 		for _, i := range it.at {
 			r.settled[i] = true
 		}
