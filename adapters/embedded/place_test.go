@@ -39,11 +39,11 @@ func TestBarrierOnTheWayOfAnotherUser(t *testing.T) {
 	root, err := os.MkdirTemp("", "ordersaga-test-") //nolint:usetesting // t.TempDir lies below a directory of mode 0700
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(root)) })
-	require.NoError(t, os.Chmod(root, 0o755)) //nolint:gosec // the point
+	require.NoError(t, os.Chmod(root, 0o755))
 	private := filepath.Join(root, "private")
 	inner := filepath.Join(private, "open")
-	require.NoError(t, os.MkdirAll(inner, 0o755)) //nolint:gosec // the point
-	require.NoError(t, os.Chmod(private, 0o700))  //nolint:gosec // the point
+	require.NoError(t, os.MkdirAll(inner, 0o755))
+	require.NoError(t, os.Chmod(private, 0o700))
 	link := filepath.Join(root, "link")
 	require.NoError(t, os.Symlink(inner, link))
 
@@ -53,7 +53,7 @@ func TestBarrierOnTheWayOfAnotherUser(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, real, stranger.barrier(inner))
 	require.Equal(t, real, stranger.barrier(link), "a link leads through its target's parents")
-	require.NoError(t, os.Chmod(private, 0o711)) //nolint:gosec // the point
+	require.NoError(t, os.Chmod(private, 0o711))
 	require.Empty(t, stranger.barrier(inner))
 	require.Empty(t, account{}.barrier(private), "ourselves")
 }
