@@ -19,6 +19,7 @@ import (
 // contract is schemas/openapi.yaml.
 var contract = sync.OnceValues(func() (*openapi3.T, error) {
 	openapi3.DefineStringFormatValidator("uuid", openapi3.NewRegexpFormatValidator(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`))
+	openapi3filter.RegisterBodyDecoder("application/yaml", openapi3filter.PlainBodyDecoder) // the contracts are text here
 	doc, err := openapi3.NewLoader().LoadFromFile("../../schemas/openapi.yaml")
 	if err == nil {
 		err = doc.Validate(openapi3.NewLoader().Context)

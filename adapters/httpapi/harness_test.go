@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -35,6 +36,8 @@ type setup struct {
 	deps   Deps
 	tls    *tls.Config
 	wrap   func(http.Handler) http.Handler
+	pipes  *pipes             // instead of a listener on the loopback
+	server func(*http.Server) // changes it before it serves
 }
 
 // world is the interface on a listener of its own, over fakes of what it calls. Whatever its client is answered is held to the contract.
@@ -80,13 +83,21 @@ func newWorld(t *testing.T, change ...func(*setup)) *world {
 	if s.wrap != nil {
 		handler = s.wrap(handler)
 	}
-	var err error
-	w.server, err = Listen(t.Context(), "127.0.0.1:0", w.api, handler, s.tls, s.deps.Log)
-	require.NoError(t, err)
+	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	if s.pipes != nil {
+		w.server = newServer(s.pipes, w.api, handler, s.tls, s.deps.Log)
+		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return s.pipes.dial() }
+	} else {
+		var err error
+		w.server, err = Listen(t.Context(), "127.0.0.1:0", w.api, handler, s.tls, s.deps.Log)
+		require.NoError(t, err)
+	}
+	if s.server != nil {
+		s.server(w.server.srv)
+	}
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve() }()
 	w.base = "http://" + w.server.Addr()
-	transport := &http.Transport{MaxIdleConnsPerHost: 64}
 	if s.tls != nil {
 		w.base = "https://" + w.server.Addr()
 		transport.ForceAttemptHTTP2 = true
@@ -105,6 +116,41 @@ func newWorld(t *testing.T, change ...func(*setup)) *world {
 	})
 	return w
 }
+
+// pipes is a network in memory, for tests whose clock is synctest's: what is waited for on it lets time pass.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newPipes() *pipes { return &pipes{conns: make(chan net.Conn), closed: make(chan struct{})} }
+
+func (p *pipes) dial() (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case p.conns <- there:
+		return here, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
 
 func readFile(t testing.TB, path string) []byte {
 	t.Helper()
@@ -168,6 +214,9 @@ func (w *world) send(r *http.Request) (answered, error) {
 	}
 	return a, nil
 }
+
+// tick is how often a test looks for what it waits for.
+const tick = 5 * time.Millisecond
 
 const tea = `{"customer_id":"c-17","currency":"EUR","items":[{"sku":"TEA-1","quantity":2}],"payment_method":"pm_card_visa"}`
 
