@@ -203,6 +203,16 @@ func (db *DB) acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, e
 	return c, classify(actx, "connect", err)
 }
 
+// lost looks at an error: where the server closed the connection it has closed the others too, or soon will. They are dropped at once, so
+// that a restart costs each pool one failed statement and not one a connection.
+func lost(ctx context.Context, pool *pgxpool.Pool, c *pgxpool.Conn, err error) error {
+	var o *OutageError
+	if ctx.Err() == nil && c.Conn().IsClosed() && errors.As(err, &o) {
+		pool.Reset()
+	}
+	return err
+}
+
 // query reads on a pool, outside any transaction; scan is called for each row.
 func (db *DB) query(ctx context.Context, p Purpose, name, sql string, args []any, scan func(pgx.Rows) error) error {
 	c, err := db.acquire(ctx, db.pools[p])
@@ -214,7 +224,7 @@ func (db *DB) query(ctx context.Context, p Purpose, name, sql string, args []any
 	if err == nil {
 		err = eachRow(rows, scan)
 	}
-	return classify(ctx, name, err)
+	return lost(ctx, db.pools[p], c, classify(ctx, name, err))
 }
 
 // exec runs one statement on a pool, as a transaction of its own.
@@ -225,7 +235,7 @@ func (db *DB) exec(ctx context.Context, p Purpose, name, sql string, args ...any
 	}
 	defer c.Release()
 	tag, err := c.Exec(ctx, sql, args...)
-	return tag, classify(ctx, name, err)
+	return tag, lost(ctx, db.pools[p], c, classify(ctx, name, err))
 }
 
 func eachRow(rows pgx.Rows, scan func(pgx.Rows) error) error {

@@ -118,7 +118,7 @@ func partitionName(d time.Time) string { return "inbox_" + d.Format(partitionDay
 // firstID is the least UUIDv7 of a moment.
 func firstID(t time.Time) (id uuid.UUID) {
 	var b [8]byte
-	binary.BigEndian.PutUint64(b[:], uint64(t.UnixMilli())<<16) //nolint:gosec // after 1970
+	binary.BigEndian.PutUint64(b[:], uint64(t.UnixMilli())<<16)
 	copy(id[:], b[:6])
 	return id
 }
@@ -229,7 +229,7 @@ func (db *DB) patiently(ctx context.Context, fn func() error) error {
 		if !isCode(err, lockNotAvailable) && !isCode(err, "40P01") || try == lockTries {
 			return err
 		}
-		t := time.NewTimer(lockWait + rand.N(4*lockWait)) //nolint:gosec // jitter
+		t := time.NewTimer(lockWait + rand.N(4*lockWait))
 		select {
 		case <-ctx.Done():
 			t.Stop()

@@ -208,8 +208,8 @@ func (t *Tx) FindKeys(ctx context.Context, keys []saga.IdempotencyKey) ([]*saga.
 		found[id] = k
 		return nil
 	})
-	for i, id := range ids {
-		if k := found[id]; k != nil {
+	for i := range keys {
+		if k := found[ids[i]]; k != nil {
 			x := *k
 			x.Caller, x.Key = keys[i].Caller, keys[i].Key
 			out[i] = &x

@@ -56,6 +56,7 @@ func (s *statements) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEnd
 
 // everything calls each method of the hot paths once, with something to do.
 func everything(t *testing.T, db *DB) {
+	t.Helper()
 	put(t, db, "cup", 100)
 	_, err := db.Products(t.Context(), []domain.SKU{"cup"})
 	require.NoError(t, err)

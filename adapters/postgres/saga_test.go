@@ -55,7 +55,7 @@ func TestSagaFromPlacingToItsEnd(t *testing.T) {
 	require.Equal(t, saga.Input{Kind: saga.StepDone, Name: "capture_payment"}, history[3].Input)
 	require.Equal(t, domain.Confirmed, history[3].Status)
 
-	require.Zero(t, len(advance(t, db, done("commit_stock"), o.ID)[0].Out), "a duplicate changes nothing")
+	require.Empty(t, advance(t, db, done("commit_stock"), o.ID)[0].Out, "a duplicate changes nothing")
 	require.Equal(t, int32(5), view(t, db, o.ID).Saga.Version)
 	none, err := db.Order(t.Context(), domain.NewOrderID())
 	require.NoError(t, err)

@@ -39,7 +39,7 @@ func (v *View) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) er
 		if err == nil || attempt == maxAttempts || !retryable(err) {
 			return err
 		}
-		t := time.NewTimer(rand.N(pause)) //nolint:gosec // jitter
+		t := time.NewTimer(rand.N(pause))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -161,7 +161,7 @@ func (t *Tx) sendOnce(ctx context.Context, commit bool) error {
 	if err == nil {
 		return nil
 	}
-	return classify(ctx, nameOf(err, list[failed:], list), err)
+	return lost(ctx, t.pool, t.conn, classify(ctx, nameOf(err, list[failed:], list), err))
 }
 
 // nameOf names the statement that failed. A server's error is the answer to the statement that was next; when a connection is lost or

@@ -116,7 +116,7 @@ func TestRollbackLeavesNothing(t *testing.T) {
 			err := func() (err error) {
 				defer func() {
 					if p := recover(); p != nil {
-						err = p.(error)
+						err = fmt.Errorf("panic: %v", p)
 					}
 				}()
 				return db.For(Consumers).InTx(t.Context(), fn)
@@ -259,7 +259,7 @@ func TestF27_ProductsLockedInSortedOrderNeverDeadlock(t *testing.T) {
 	errs := make(chan error, workers)
 	for w := range workers {
 		go func() {
-			rnd := rand.New(rand.NewPCG(uint64(w), 1)) //nolint:gosec // a test
+			rnd := rand.New(rand.NewPCG(uint64(w), 1))
 			errs <- func() error {
 				for range rounds {
 					mine := append([]domain.SKU(nil), skus...)

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -39,7 +40,10 @@ type uuidPlan[T ~[16]byte] struct{}
 
 // Encode writes the binary form of a one-dimensional uuid[] without nulls.
 func (uuidPlan[T]) Encode(value any, buf []byte) ([]byte, error) {
-	ids := value.([]T)                                                            //nolint:forcetypeassert // PlanEncode looked
+	ids, ok := value.([]T)
+	if !ok {
+		return nil, fmt.Errorf("postgres: %T is no %T", value, ids)
+	}
 	for _, head := range [...]uint32{1, 0, pgtype.UUIDOID, uint32(len(ids)), 1} { //nolint:gosec // a batch
 		buf = binary.BigEndian.AppendUint32(buf, head)
 	}
