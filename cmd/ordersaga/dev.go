@@ -78,8 +78,8 @@ func (h *devHouse) add(name, where string, stop func(context.Context) error) {
 }
 
 // Close stops what was started, and answers what did not stop.
-func (h *devHouse) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), devStop)
+func (h *devHouse) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), devStop)
 	defer cancel()
 	var errs []error
 	for i := len(h.closers) - 1; i >= 0; i-- {
@@ -120,7 +120,7 @@ func dev(cmd *cobra.Command, g *globals, f *devFlags) (err error) {
 		return err
 	}
 	h := &devHouse{}
-	defer func() { err = errors.Join(err, h.Close()) }()
+	defer func() { err = errors.Join(err, h.Close(cmd.Context())) }()
 	if h.lock, err = embedded.AcquireLock(dir); err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func (h *devHouse) live(cmd *cobra.Command, g *globals, f *devFlags, app *boot.A
 	if err == nil && !f.exit {
 		select {
 		case <-ctx.Done():
-			fmt.Fprintln(cmd.ErrOrStderr(), "\nstopping …")
+			say(cmd.ErrOrStderr(), "\nstopping …\n")
 		case runErr := <-ran:
 			return runErr
 		}
@@ -325,7 +325,7 @@ const (
 
 func runDemo(ctx context.Context, cmd *cobra.Command, g *globals, f *devFlags, app *boot.App, cfg *boot.Config, cl *apiclient.Client) error {
 	progress := func() {}
-	if w, ok := cmd.ErrOrStderr().(*os.File); ok && term.IsTerminal(int(w.Fd())) { //nolint:gosec // a file descriptor
+	if w, ok := cmd.ErrOrStderr().(*os.File); ok && term.IsTerminal(int(w.Fd())) {
 		bar := progressbar.NewOptions(f.demo, progressbar.OptionSetWriter(w), progressbar.OptionSetDescription("orders"), progressbar.OptionShowCount(), progressbar.OptionClearOnFinish())
 		progress = func() { _ = bar.Add(1) }
 	}

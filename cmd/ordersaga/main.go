@@ -48,14 +48,14 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer)
 		return 0
 	case errors.As(err, &failed):
 		if failed.msg != "" {
-			fmt.Fprintln(errs, "ordersaga: "+failed.msg)
+			say(errs, "ordersaga: %s\n", failed.msg)
 		}
 		return exitFailed
 	case isUsage(err):
-		fmt.Fprintf(errs, "ordersaga: %v\n", err)
+		say(errs, "ordersaga: %v\n", err)
 		return exitUsage
 	default:
-		fmt.Fprintf(errs, "ordersaga: %v\n", err)
+		say(errs, "ordersaga: %v\n", err)
 		return exitFailed
 	}
 }

@@ -152,7 +152,7 @@ func each[T any](cmd *cobra.Command, g *globals, ids []string, do func(context.C
 				return err
 			}
 			failed++
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", clean(id), err)
+			say(cmd.ErrOrStderr(), "%s: %v\n", clean(id), err)
 			continue
 		}
 		rows = append(rows, v)

@@ -69,3 +69,6 @@ func clean(s string) string {
 		return r
 	}, s)
 }
+
+// say tells the person at the terminal something beside the result. A terminal that is gone does not end the command.
+func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }

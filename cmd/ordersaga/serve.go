@@ -16,7 +16,7 @@ var version = "dev"
 
 func serveCommand(g *globals) *cobra.Command {
 	var roles []string
-	var print bool
+	var show bool
 	var httpAddr, level string
 	c := &cobra.Command{
 		Use: "serve", Short: "Run the service, or some of its roles", Args: cobra.NoArgs,
@@ -38,7 +38,7 @@ func serveCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if print {
+			if show {
 				return printConfig(cmd, g, &cfg)
 			}
 			log, lv, err := telemetry.NewLogger(telemetry.LogConfig{Level: cfg.Log.Level, Format: cfg.Log.Format, Output: cmd.ErrOrStderr()})
@@ -62,7 +62,7 @@ func serveCommand(g *globals) *cobra.Command {
 	f.StringSliceVar(&roles, "roles", nil, "what this process does: all, or some of http, relay, order-commands, stock, payment, compensation, coordinator")
 	f.StringVar(&httpAddr, "http-addr", "", "where HTTP listens")
 	f.StringVar(&level, "log-level", "", "debug, info, warn or error")
-	f.BoolVar(&print, "print-config", false, "print all settings, secrets masked, and exit")
+	f.BoolVar(&show, "print-config", false, "print all settings, secrets masked, and exit")
 	_ = c.RegisterFlagCompletionFunc("roles", cobra.FixedCompletions(append([]string{"all"}, boot.AllRoles...), cobra.ShellCompDirectiveNoFileComp))
 	return c
 }

@@ -40,7 +40,7 @@ func simulatorCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "payment gateway simulator at %s\n", at)
+			say(cmd.ErrOrStderr(), "payment gateway simulator at %s\n", at)
 			<-cmd.Context().Done()
 			return closeWithin(5*time.Second, s.Close)
 		},

@@ -31,7 +31,7 @@ func New(base, token string) (*Client, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("the service's address %q is no URL such as http://127.0.0.1:8080", base)
 	}
-	t := http.DefaultTransport.(*http.Transport).Clone()
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second}
 	t.MaxIdleConnsPerHost = 64
 	t.ResponseHeaderTimeout = time.Minute
 	return &Client{base: strings.TrimRight(base, "/"), token: token, http: &http.Client{Transport: t}}, nil
@@ -63,7 +63,7 @@ func (c *Client) Do(ctx context.Context, method, path string, q url.Values, head
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
+	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
@@ -118,7 +118,7 @@ func (c *Client) send(ctx context.Context, method, path string, q url.Values, he
 	if resp.StatusCode < http.StatusBadRequest {
 		return resp, nil
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
+	defer resp.Body.Close()
 	p := &ProblemError{}
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20)) // what there is of it is shown
 	if json.Unmarshal(b, &p.Problem) != nil || p.Code == "" {
@@ -150,7 +150,7 @@ func (c *Client) Stream(ctx context.Context, path string, fn func(Event) (more b
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // ends the stream
+	defer resp.Body.Close()
 	sc := bufio.NewScanner(resp.Body)
 	sc.Buffer(nil, 1<<20)
 	var ev Event

@@ -63,7 +63,7 @@ func (a *admission) look(ctx context.Context) *saga.OverloadedError {
 	if a.dir != "" && cfg.MinDisk > 0 {
 		var fs syscall.Statfs_t
 		if err := syscall.Statfs(a.dir, &fs); err == nil {
-			if free := int64(fs.Bavail) * int64(fs.Bsize); free < cfg.MinDisk { //nolint:gosec // no disk is that large
+			if free := int64(fs.Bavail) * fs.Bsize; free < cfg.MinDisk { //nolint:gosec // no disk is that large
 				return no("the disk of the data directory has %d MiB left, fewer than %d", free>>20, cfg.MinDisk>>20)
 			}
 		}

@@ -106,7 +106,7 @@ func New(ctx context.Context, cfg Config, opts Options) (a *App, err error) {
 		return a, err
 	}
 	a.closers = append(a.closers, func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		if err := a.tracing.Close(ctx); err != nil {
 			a.log.Warn("traces not flushed", zap.Error(err))
@@ -302,11 +302,11 @@ func (a *App) certificateFailed(what string) func(error) {
 }
 
 func readTokens(path string) (*httpapi.Tokens, error) {
-	f, err := os.Open(path) //nolint:gosec // an operator's setting
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("http.tokens_file: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	return httpapi.ParseTokens(f)
 }
 

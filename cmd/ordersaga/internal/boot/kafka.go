@@ -40,8 +40,8 @@ func OpenKafka(c *Config, log *zap.Logger, observer *telemetry.Observer) (*kafka
 	}
 	kc := kafka.Config{
 		Brokers: c.Kafka.Brokers, Names: events.Names{Prefix: c.Kafka.TopicPrefix}, ClientID: c.Kafka.ClientID, InstanceID: c.Kafka.InstanceID,
-		Session:  c.Kafka.Session,
-		SASL:     kafka.SASL{Mechanism: c.Kafka.SASL.Mechanism, Username: c.Kafka.SASL.Username, Password: c.Kafka.SASL.Password},
+		Session: c.Kafka.Session,
+		SASL:    kafka.SASL{Mechanism: c.Kafka.SASL.Mechanism, Username: c.Kafka.SASL.Username, Password: c.Kafka.SASL.Password},
 	}
 	if observer != nil {
 		kc.Observer = observer

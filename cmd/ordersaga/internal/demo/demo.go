@@ -194,14 +194,13 @@ func one(ctx context.Context, cfg *Config, kind Kind, id uuid.UUID, i int) (stri
 	if i%4 == 0 {
 		body.Items = append(body.Items, httpapi.PlaceOrderItem{SKU: mug, Quantity: 1})
 	}
-	switch kind {
-	case OutOfStock:
+	if kind == OutOfStock {
 		body.Items[0] = httpapi.PlaceOrderItem{SKU: rare, Quantity: 1}
-	case Declined:
+	}
+	if kind == Declined {
 		body.PaymentMethod = "pm_card_chargeDeclined"
 	}
-	switch kind {
-	case GoodTopic, Poison:
+	if kind == GoodTopic || kind == Poison {
 		return viaTopic(ctx, cfg, kind, id, body)
 	}
 	if err := post(ctx, cfg, body, id); err != nil {
