@@ -99,6 +99,25 @@ func (t *memoryTx) end(committed bool) {
 	t.l.completed = max(t.l.completed, t.xid)
 }
 
+// counts answers how many windows were opened and how many rows they delivered.
+func (l *memoryLog) counts() (windows, rows int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.windows, l.sent
+}
+
+func (l *memoryLog) storesOf(shard int16) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.stored[shard])
+}
+
+func (l *memoryLog) setAside() []deadMessage {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.dead)
+}
+
 // put commits messages in a transaction of their own.
 func (l *memoryLog) put(ms ...Message) {
 	t := l.begin()
@@ -165,7 +184,7 @@ func (l *memoryLog) Acquire(_ context.Context, relay string, term time.Duration)
 		}
 		if s.owner == relay {
 			s.until = now.Add(term)
-			g.Leases = append(g.Leases, Lease{Shard: int16(i), Fence: s.fence, Cursor: s.cursor}) //nolint:gosec // few
+			g.Leases = append(g.Leases, Lease{Shard: int16(i), Fence: s.fence, Cursor: s.cursor})
 		}
 	}
 	return g, nil

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +21,7 @@ import (
 // message makes a raw message of a key with a value to be found again; shard by key as in life, but among all shards.
 func message(key, value string) Message {
 	return Message{
-		Shard: int16(keyHash([]byte(key)) % TotalShards), ID: events.NewID(), //nolint:gosec // few
+		Shard: int16(keyHash([]byte(key)) % TotalShards), ID: events.NewID(),
 		Topic: "t", Key: []byte(key), Payload: []byte(value),
 	}
 }
@@ -61,6 +62,18 @@ func (h *heard) with(f func()) {
 	defer h.mu.Unlock()
 	f()
 }
+
+// all answers what was heard so far.
+func (h *heard) all() (seen struct {
+	errs, aside                []string
+	bare, held, produced, gone int
+}) {
+	h.with(func() {
+		seen.errs, seen.aside, seen.bare, seen.held = append(seen.errs, h.errs...), append(seen.aside, h.aside...), h.bare, h.held
+		seen.produced, seen.gone = h.produced, len(h.fenced)
+	})
+	return seen
+}
 func (h *heard) WindowRead(rows int, _ time.Duration) {
 	h.with(func() { h.windows = append(h.windows, rows) })
 }
@@ -86,18 +99,21 @@ func (h *heard) RelayFailed(op string, err error) {
 func start(t *testing.T, l Log, p Producer, c Config, o Observer) (r *Relay, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	r = New(l, p, c, o)
+	relay := New(l, p, c, o)
 	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
-	return r, sync.OnceFunc(func() {
+	go func() { done <- relay.Run(ctx) }()
+	return relay, sync.OnceFunc(func() {
 		cancel()
 		require.NoError(t, <-done)
 	})
 }
 
+// elapse lets virtual time pass.
+func elapse(d time.Duration) { <-time.After(d) }
+
 // settled waits, in virtual time, and then until everything is blocked.
 func settled(d time.Duration) {
-	time.Sleep(d)
+	elapse(d)
 	synctest.Wait()
 }
 
@@ -111,7 +127,7 @@ func TestRelayCarriesEveryRowOnceInOrder(t *testing.T) {
 			l.put(message("k"+strconv.Itoa(i%7), fmt.Sprintf("k%d#%03d", i%7, i)))
 			want++
 			signal(wake)
-			time.Sleep(time.Duration(rand.IntN(2000)) * time.Microsecond)
+			elapse(time.Duration(rand.IntN(2000)) * time.Microsecond)
 		}
 		settled(time.Second)
 		got := b.values()
@@ -184,18 +200,18 @@ func TestF3_RelaysShareShardsAndHandThemOverWithoutDuplicates(t *testing.T) {
 			for range 40 {
 				l.put(message("k"+strconv.Itoa(i%29), fmt.Sprintf("k%d#%d", i%29, i)))
 				i++
-				time.Sleep(50 * time.Millisecond)
+				elapse(50 * time.Millisecond)
 			}
 		}
 		settled(3 * time.Second)
 		for n := range seen {
-			require.Equal(t, TotalShards/3, seen[n].held)
+			require.Equal(t, TotalShards/3, seen[n].all().held)
 		}
 		stops[0]() // gives its shards back: the others need not wait for them to expire
 		for range 40 {
 			l.put(message("k"+strconv.Itoa(i%29), fmt.Sprintf("k%d#%d", i%29, i)))
 			i++
-			time.Sleep(50 * time.Millisecond)
+			elapse(50 * time.Millisecond)
 		}
 		settled(2 * time.Second)
 		got := b.values()
@@ -211,9 +227,9 @@ func TestF4_ACrashBetweenProduceAndStoreRepeatsAndLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, b := newMemoryLog(), &broker{}
 		crashed := errors.New("crashed")
-		dead := false
+		var dead, over atomic.Bool
 		l.hook = func(op, _ string) error {
-			if dead && op != "acquire" && op != "window" || op == "store" && !dead {
+			if !over.Load() && (dead.Load() && op != "acquire" && op != "window" || op == "store") {
 				return crashed
 			}
 			return nil
@@ -223,9 +239,9 @@ func TestF4_ACrashBetweenProduceAndStoreRepeatsAndLosesNothing(t *testing.T) {
 		l.put(numbered("a", 0, 20)...)
 		settled(100 * time.Millisecond) // produced, not stored
 		require.Equal(t, wanted("a", 0, 20), b.values())
-		dead = true
+		dead.Store(true)
 		stop()
-		l.hook = nil
+		over.Store(true)
 		l.put(numbered("a", 20, 30)...)
 		_, stop = start(t, l, b, Config{}, nil)
 		settled(10 * time.Second) // the dead one's leases expire
@@ -240,26 +256,24 @@ func TestF3_APausedRelayThatWakesIsFenced(t *testing.T) {
 		l, b := newMemoryLog(), &broker{}
 		var first, second heard
 		paused := make(chan struct{})
-		var pausedID string
+		var pausedID atomic.Value
 		l.hook = func(op, relay string) error {
-			if relay == pausedID && pausedID != "" && op != "leave" {
+			if relay != "" && relay == pausedID.Load() && op != "leave" {
 				<-paused
 			}
 			return nil
 		}
-		stopAt := make(chan struct{})
+		mid := make(chan struct{})
+		var once atomic.Bool
 		l.onRow = func(n int) error {
-			if n == 10 && stopAt != nil {
-				c := stopAt
-				stopAt = nil
-				<-c // in the middle of a window
+			if n == 10 && once.CompareAndSwap(false, true) {
+				<-mid // in the middle of a window
 			}
 			return nil
 		}
 		r, stop := start(t, l, b, Config{}, &first)
 		settled(time.Millisecond)
-		mid := stopAt
-		pausedID = r.ID()
+		pausedID.Store(r.ID())
 		l.put(numbered("a", 0, 40)...)
 		settled(time.Second)
 		require.Len(t, b.values(), 10)
@@ -272,7 +286,7 @@ func TestF3_APausedRelayThatWakesIsFenced(t *testing.T) {
 		close(paused)
 		settled(5 * time.Second)
 		require.Equal(t, wanted("a", 0, 50), firsts(b.values()))
-		require.NotEmpty(t, first.fenced)
+		require.Positive(t, first.all().gone)
 		require.LessOrEqual(t, len(b.values()), 10+50+64, "the paused one noticed soon")
 		backlog, err := l.Backlog(t.Context())
 		require.NoError(t, err)
@@ -298,9 +312,9 @@ func TestF39_ARecordTooLargeIsSetAsideAndItsShardGoesOn(t *testing.T) {
 		settled(2 * time.Second)
 		require.Equal(t, wanted("a", 0, 10), firsts(b.values()))
 		require.Len(t, b.values(), 10, "a refusal repeats nothing")
-		require.Equal(t, []string{big}, h.aside)
-		require.Len(t, l.dead, 1)
-		require.Equal(t, "MESSAGE_TOO_LARGE", l.dead[0].reason)
+		require.Equal(t, []string{big}, h.all().aside)
+		require.Len(t, l.setAside(), 1)
+		require.Equal(t, "MESSAGE_TOO_LARGE", l.setAside()[0].reason)
 		l.put(numbered("a", 10, 12)...)
 		settled(time.Second)
 		require.Equal(t, wanted("a", 0, 12), b.values())
@@ -325,7 +339,7 @@ func TestF39_ABatchRefusedForOneRecordLosesOnlyThatOne(t *testing.T) {
 		l.put(numbered("a", 0, 6)...)
 		settled(2 * time.Second)
 		require.Equal(t, []string{"a#0", "a#1", "a#2", "a#4", "a#5"}, b.values())
-		require.Equal(t, []string{"a#3"}, h.aside)
+		require.Equal(t, []string{"a#3"}, h.all().aside)
 	})
 }
 
@@ -349,8 +363,8 @@ func TestF39_ADeadLetterTooLargeForItsTopicGoesWithoutItsValue(t *testing.T) {
 		require.Equal(t, "200", string(b.records[0].Header("__dlq.errors.omitted.bytes")))
 		require.Equal(t, "stock", string(b.records[0].Header("__dlq.errors.group")))
 		require.NotNil(t, b.records[0].Value)
-		require.Equal(t, 1, h.bare)
-		require.Empty(t, l.dead)
+		require.Equal(t, 1, h.all().bare)
+		require.Empty(t, l.setAside())
 		require.Len(t, m.Headers, 1, "the row's headers are not written to")
 	})
 }
@@ -372,8 +386,8 @@ func TestProduceErrorReadsAgainFromTheFirstUnacknowledged(t *testing.T) {
 		l.put(numbered("b", 0, 5)...)
 		settled(10 * time.Second)
 		require.Equal(t, wanted("a", 0, 7), b.values()[:7])
-		require.NotEmpty(t, h.errs)
-		require.Less(t, len(h.errs), 60, "with backoff")
+		require.NotEmpty(t, h.all().errs)
+		require.Less(t, len(h.all().errs), 60, "with backoff")
 		b.mu.Lock()
 		away, b.judge = false, nil
 		b.mu.Unlock()
@@ -395,8 +409,9 @@ func TestInFlightIsBoundedAndAStandstillClosesTheWindow(t *testing.T) {
 		}
 		l.put(ms...)
 		settled(time.Minute)
-		require.LessOrEqual(t, l.sent, 101)
-		require.LessOrEqual(t, l.windows, 10, "a standstill is not a busy loop")
+		windows, sent := l.counts()
+		require.LessOrEqual(t, sent, 101)
+		require.LessOrEqual(t, windows, 10, "a standstill is not a busy loop")
 		b.release()
 		settled(time.Second)
 		require.Len(t, b.values(), 1000)
@@ -426,7 +441,7 @@ func TestACrashInABigWindowResumesInItsMiddle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, b := newMemoryLog(), &broker{}
 		l.onRow = func(n int) error {
-			time.Sleep(time.Millisecond)
+			elapse(time.Millisecond)
 			return nil
 		}
 		var ms []Message
@@ -434,26 +449,27 @@ func TestACrashInABigWindowResumesInItsMiddle(t *testing.T) {
 			ms = append(ms, message("k"+strconv.Itoa(i%50), fmt.Sprintf("k%d#%d", i%50, i)))
 		}
 		l.put(ms...)
-		dead := false
+		var dead atomic.Bool
 		l.hook = func(string, string) error {
-			if dead {
+			if dead.Load() {
 				return errAway
 			}
 			return nil
 		}
 		_, stop := start(t, l, b, Config{}, nil)
 		settled(2 * time.Second) // in the middle of the one window
-		require.Equal(t, 1, l.windows)
+		windows, before := l.counts()
+		require.Equal(t, 1, windows)
 		n := len(b.values())
 		require.InDelta(t, 2000, n, 100)
-		dead = true
+		dead.Store(true)
 		stop()
-		dead = false
+		dead.Store(false)
 		l.put(message("k1", "k1#9999")) // beyond that window
-		l.sent = 0
 		_, stop = start(t, l, b, Config{}, nil)
 		settled(12 * time.Second)
-		require.Less(t, l.sent, 3001-n+500, "not from its start")
+		_, sent := l.counts()
+		require.Less(t, sent-before, 3001-n+500, "not from its start")
 		require.Len(t, firsts(b.values()), 3001)
 		requireOrder(t, b.values())
 		stop()
@@ -468,15 +484,15 @@ func TestCursorsAreStoredAtMostFourTimesASecond(t *testing.T) {
 		for i := range 5000 {
 			l.put(message("a", "a#"+strconv.Itoa(i)))
 			signal(wake)
-			time.Sleep(time.Millisecond)
+			elapse(time.Millisecond)
 		}
 		synctest.Wait()
 		a := message("a", "").Shard
-		require.InDelta(t, 20, len(l.stored[a]), 2)
+		require.InDelta(t, 20, l.storesOf(a), 2)
 		settled(time.Second)
-		n := len(l.stored[a])
+		n := l.storesOf(a)
 		settled(time.Minute)
-		require.LessOrEqual(t, len(l.stored[a])-n, 5, "an idle outbox stores rarely")
+		require.LessOrEqual(t, l.storesOf(a)-n, 5, "an idle outbox stores rarely")
 		stop()
 	})
 }
@@ -488,9 +504,10 @@ func TestIdleRelayPollsRarelyAndAWakeIsNotKeptWaiting(t *testing.T) {
 		_, stop := start(t, l, b, Config{Wake: wake}, nil)
 		defer stop()
 		settled(5 * time.Second)
-		n := l.windows
+		before, _ := l.counts()
 		settled(time.Minute)
-		require.InDelta(t, 240, l.windows-n, 10)
+		after, _ := l.counts()
+		require.InDelta(t, 240, after-before, 10)
 		l.put(message("a", "a#1"))
 		began := time.Now()
 		signal(wake)
@@ -508,7 +525,7 @@ func TestAHotStreamIsGathered(t *testing.T) {
 		l, b := newMemoryLog(), &broker{}
 		l.hook = func(op, _ string) error {
 			if op == "window" {
-				time.Sleep(500 * time.Microsecond) // the price of a window
+				elapse(500 * time.Microsecond) // the price of a window
 			}
 			return nil
 		}
@@ -517,15 +534,16 @@ func TestAHotStreamIsGathered(t *testing.T) {
 		_, stop := start(t, l, b, Config{Wake: wake}, h)
 		defer stop()
 		settled(time.Second)
-		n := l.windows
+		before, _ := l.counts()
 		for i := range 10000 {
 			l.put(message("a", "a#"+strconv.Itoa(i)))
 			signal(wake)
-			time.Sleep(100 * time.Microsecond)
+			elapse(100 * time.Microsecond)
 		}
 		settled(100 * time.Millisecond)
 		require.Len(t, b.values(), 10000)
-		require.InDelta(t, 500, l.windows-n, 120, "a second of windows of half a millisecond, at a quarter of the time")
+		after, _ := l.counts()
+		require.InDelta(t, 500, after-before, 120, "a second of windows of half a millisecond, at a quarter of the time")
 	})
 }
 
@@ -534,9 +552,9 @@ func TestAFailedCallForgetsCursorsInMemory(t *testing.T) {
 		t.Run(op, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l, b, h := newMemoryLog(), &broker{latency: time.Millisecond}, &heard{}
-				fail := false
+				var fail atomic.Bool
 				l.hook = func(o, _ string) error {
-					if fail && o == op {
+					if fail.Load() && o == op {
 						return errors.New("connection lost")
 					}
 					return nil
@@ -546,12 +564,12 @@ func TestAFailedCallForgetsCursorsInMemory(t *testing.T) {
 				l.put(numbered("a", 0, 5)...)
 				settled(2 * time.Second)
 				require.Equal(t, wanted("a", 0, 5), b.values())
-				fail = true
+				fail.Store(true)
 				l.put(numbered("a", 5, 10)...)
 				settled(30 * time.Second)
-				require.Less(t, len(h.errs), 60, "with backoff")
-				require.NotEmpty(t, h.errs)
-				fail = false
+				require.Less(t, len(h.all().errs), 60, "with backoff")
+				require.NotEmpty(t, h.all().errs)
+				fail.Store(false)
 				l.put(numbered("a", 10, 15)...)
 				settled(10 * time.Second)
 				require.Equal(t, wanted("a", 0, 15), firsts(b.values()))
@@ -574,8 +592,8 @@ func TestShutdownWaitsForTheBrokerStoresAndLeaves(t *testing.T) {
 		stop()
 		require.InDelta(t, 2.8, time.Since(began).Seconds(), 0.3)
 		require.Empty(t, l.relays)
-		require.Empty(t, h.errs)
-		require.Equal(t, 5, h.produced)
+		require.Empty(t, h.all().errs)
+		require.Equal(t, 5, h.all().produced)
 		backlog, err := l.Backlog(t.Context())
 		require.NoError(t, err)
 		require.Zero(t, backlog.Rows)
@@ -595,8 +613,8 @@ func TestShutdownIsBoundedWhenTheBrokerIsAway(t *testing.T) {
 		began := time.Now()
 		stop()
 		require.Equal(t, DefaultConfig.FlushWithin, time.Since(began))
-		require.Len(t, h.errs, 1)
-		require.Contains(t, h.errs[0], "5 records unacknowledged")
+		require.Len(t, h.all().errs, 1)
+		require.Contains(t, h.all().errs[0], "5 records unacknowledged")
 		backlog, err := l.Backlog(t.Context())
 		require.NoError(t, err)
 		require.EqualValues(t, 5, backlog.Rows)
@@ -613,8 +631,8 @@ func TestF40_ATypeOfANewerVersionWaitsForANewerRelay(t *testing.T) {
 		l.put(message("a", "a#1"), m, message("a", "a#2"))
 		settled(10 * time.Second)
 		require.Equal(t, []string{"a#1"}, b.values(), "its shard waits, in order")
-		require.Empty(t, l.dead)
-		require.Contains(t, strings.Join(h.errs, "\n"), "waits for a newer relay")
+		require.Empty(t, l.setAside())
+		require.Contains(t, strings.Join(h.all().errs, "\n"), "waits for a newer relay")
 	})
 }
 
@@ -623,7 +641,7 @@ func TestF40_ATypeOfANewerVersionWaitsForANewerRelay(t *testing.T) {
 func TestRelaysUnderStress(t *testing.T) {
 	for seed := range uint64(5) {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { stress(t, rand.New(rand.NewPCG(seed, seed))) }) //nolint:gosec // a test
+			synctest.Test(t, func(t *testing.T) { stress(t, rand.New(rand.NewPCG(seed, seed))) })
 		})
 	}
 }
@@ -682,7 +700,7 @@ func stress(t *testing.T, rnd *rand.Rand) {
 			b.mu.Unlock()
 		}
 		write()
-		time.Sleep(time.Duration(rnd.IntN(3000)) * time.Microsecond)
+		elapse(time.Duration(rnd.IntN(3000)) * time.Microsecond)
 	}
 	b.mu.Lock()
 	clear(failing)
