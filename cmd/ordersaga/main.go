@@ -36,7 +36,7 @@ func main() {
 
 // Main is the program as a function: tests run the real thing with it.
 func Main(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) int {
-	root := newRoot()
+	root := newRoot() //nolint:contextcheck // commands take their context from cobra when they run
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
