@@ -200,7 +200,6 @@ type item[T Tx] struct {
 	tried    Tried
 	prepared *prepared[T] // nil: Prepare has not seen it, or must see it again
 	whole    int          // transactions that failed with it for no stated reason
-	bare     bool         // its dead letter could not be stored as it is: leave out what came with the record
 	ready    time.Time    // not before
 	since    time.Time    // held since
 	done     bool

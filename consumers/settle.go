@@ -78,18 +78,12 @@ func (r *run[T]) takeApart(ctx context.Context, items []*item[T], apply Apply[T]
 		}
 		return
 	}
-	it := items[0]
-	switch {
-	case it.err == nil && !it.skip:
+	if it := items[0]; it.err == nil && !it.skip {
 		r.fail(ctx, it, err)
-	case !it.bare:
-		// Not even its verdict can be stored. What came with the record is left out: the reason and its place in Kafka remain.
-		it.bare = true
-		r.transact(ctx, items, nil)
-	default:
-		// A dead letter that cannot be written stops consumption: to go on would be to lose a record.
-		r.hold(items, &unstorableError{err})
+		return
 	}
+	// Not even the verdict can be stored. Consumption stops here, and is seen to: to go on would be to lose a record.
+	r.hold(items, &unstorableError{err})
 }
 
 // unstorableError is a verdict that the database does not take.
@@ -371,14 +365,9 @@ func (r *run[T]) deadLetter(c claim[T], v Verdict, now time.Time) DeadLetter {
 	if first.IsZero() {
 		first = now
 	}
-	letter := DeadLetter{
+	return DeadLetter{
 		ID: events.NewID(), Group: r.cfg.Name, MessageID: c.id, Origin: d.Origin, Type: string(d.Type), OrderID: d.OrderID, Status: DeadOpen,
 		Class: v.Class, Error: v.Reason, Fingerprint: Fingerprint(v.Class, string(d.Type), v.Reason), Attempts: d.Attempt, FirstFailed: first, LastFailed: now,
 		Key: d.Record.Key, Value: d.Record.Value, Headers: originalHeaders(d.Record.Headers),
 	}
-	if c.it.bare {
-		letter.Type, letter.Key, letter.Headers = "", nil, nil
-		letter.Error = CleanText("stored without key and headers, which the database refused: "+letter.Error, MaxErrorBytes)
-	}
-	return letter
 }
