@@ -138,14 +138,30 @@ func (l *memoryLog) snapshot() Snapshot {
 	return Snapshot(fmt.Sprintf("%d:%d:%s", xmin, xmax, strings.Join(xip, ",")))
 }
 
-func shows(s Snapshot, xid uint64) bool {
-	part := strings.Split(string(s), ":")
-	xmax, err := strconv.ParseUint(part[1], 10, 64)
-	if err != nil {
-		panic(err)
-	}
-	return xid < xmax && !slices.Contains(strings.Split(part[2], ","), strconv.FormatUint(xid, 10))
+type parsed struct {
+	xmax uint64
+	xip  map[uint64]bool
 }
+
+func parse(s Snapshot) parsed {
+	part := strings.Split(string(s), ":")
+	number := func(text string) uint64 {
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			panic(err)
+		}
+		return n
+	}
+	p := parsed{xmax: number(part[1]), xip: map[uint64]bool{}}
+	if part[2] != "" {
+		for x := range strings.SplitSeq(part[2], ",") {
+			p.xip[number(x)] = true
+		}
+	}
+	return p
+}
+
+func (p parsed) shows(xid uint64) bool { return xid < p.xmax && !p.xip[xid] }
 
 func (l *memoryLog) before(op, relay string) error {
 	if l.hook != nil {
@@ -228,11 +244,12 @@ func (l *memoryLog) Window(ctx context.Context, spans []Span, begin func(Snapsho
 	next := l.snapshot()
 	var out []*Message
 	for _, span := range spans {
+		prev, end := parse(span.From.Prev), parse(next)
+		if span.From.Next != "" {
+			end = parse(span.From.Next)
+		}
 		for _, r := range l.rows {
-			seen := shows(span.From.Prev, r.xid) || !r.committed || r.m.RowID <= span.From.After
-			if !seen && span.From.Next != "" {
-				seen = !shows(span.From.Next, r.xid)
-			}
+			seen := prev.shows(r.xid) || !end.shows(r.xid) || !r.committed || r.m.RowID <= span.From.After
 			if !seen && slices.Contains(span.Shards, r.m.Shard) {
 				m := r.m
 				out = append(out, &m)
@@ -288,7 +305,7 @@ func (l *memoryLog) Backlog(context.Context) (Backlog, error) {
 	var b Backlog
 	for _, r := range l.rows {
 		c := l.shards[r.m.Shard].cursor
-		if r.committed && !shows(c.Prev, r.xid) && (c.Next == "" || !shows(c.Next, r.xid) || r.m.RowID > c.After) {
+		if r.committed && !parse(c.Prev).shows(r.xid) && (c.Next == "" || !parse(c.Next).shows(r.xid) || r.m.RowID > c.After) {
 			b.Rows++
 		}
 	}

@@ -27,13 +27,13 @@ func FromEnvelope(e events.Envelope) (Message, error) {
 // copies of a key stay in order among themselves. The row's id says when it was made and is not part of the record.
 func FromRaw(r events.Raw) Message {
 	return Message{
-		Shard: Shards + int16(keyHash(r.Key)%RawShards), ID: events.NewID(), //nolint:gosec // below TotalShards
+		Shard: Shards + int16(keyHash(r.Key)%RawShards), ID: events.NewID(),
 		Topic: r.Topic, Key: r.Key, Headers: r.Headers, Payload: r.Value,
 	}
 }
 
 // ShardOf is the shard of an order's typed messages.
-func ShardOf(order uuid.UUID) int16 { return int16(keyHash(order[:]) % Shards) } //nolint:gosec // below Shards
+func ShardOf(order uuid.UUID) int16 { return int16(keyHash(order[:]) % Shards) }
 
 // keyHash is FNV-1a. It decides which shard a key's rows are in, so it never changes.
 func keyHash(key []byte) uint32 {

@@ -105,7 +105,7 @@ func TestTrackMovesOverAcknowledgedPrefixesOnly(t *testing.T) {
 	k.settle(e)
 	k.reset()
 	require.Equal(t, Cursor{Prev: "o"}, k.acked)
-	var ns []uint64
+	var ns []int
 	for i := range 5000 {
 		ns = append(ns, k.push(at(10+i)))
 	}

@@ -5,7 +5,7 @@ package outbox
 type track struct {
 	entries  []entry
 	head     int    // entries before it are done with
-	base     uint64 // number of entries[0]
+	base     int    // number of entries[0]
 	acked    Cursor // everything up to here is at the broker
 	rows     int    // that acked moved over since rows was last set to 0
 	inFlight int
@@ -33,10 +33,10 @@ type failure struct {
 }
 
 // push adds a record that is handed over now; its number is for settle or fail.
-func (t *track) push(c Cursor) uint64 {
+func (t *track) push(c Cursor) int {
 	t.entries = append(t.entries, entry{cursor: c})
 	t.inFlight++
-	return t.base + uint64(len(t.entries)) - 1
+	return t.base + len(t.entries) - 1
 }
 
 // mark adds a place without a record.
@@ -53,14 +53,14 @@ func (t *track) mark(c Cursor) {
 }
 
 // settle says that the broker has a record.
-func (t *track) settle(n uint64) {
+func (t *track) settle(n int) {
 	t.entries[n-t.base].state = entryDone
 	t.inFlight--
 	t.advance()
 }
 
 // fail says that the producer gave a record back. It stays where it is until it is overcome or the track is reset.
-func (t *track) fail(n uint64, f *failure) {
+func (t *track) fail(n int, f *failure) {
 	e := &t.entries[n-t.base]
 	e.state, e.failed = entryFailed, f
 	t.inFlight--
@@ -83,7 +83,7 @@ func (t *track) overcome() {
 
 // reset forgets everything beyond acked. Nothing may be in flight.
 func (t *track) reset() {
-	t.base += uint64(len(t.entries))
+	t.base += len(t.entries)
 	t.entries, t.head = nil, 0
 }
 
@@ -104,10 +104,10 @@ func (t *track) advance() {
 		t.head++
 	}
 	if t.head == len(t.entries) {
-		t.base += uint64(t.head)
+		t.base += t.head
 		t.entries, t.head = t.entries[:0], 0
 	} else if t.head >= compactAfter && t.head > len(t.entries)/2 {
-		t.base += uint64(t.head)
+		t.base += t.head
 		n := copy(t.entries, t.entries[t.head:])
 		clear(t.entries[n:])
 		t.entries, t.head = t.entries[:n], 0

@@ -37,7 +37,7 @@ func narrow(tb testing.TB, db *DB, span int64) {
 DECLARE p regclass; lower numeric := pg_snapshot_xmin(pg_current_snapshot())::text::numeric;
 BEGIN
   FOR p IN SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'outbox'::regclass LOOP EXECUTE 'DROP TABLE ' || p; END LOOP;
-  EXECUTE format('CREATE TABLE %%I PARTITION OF outbox FOR VALUES FROM (%%L) TO (%%L)', 'outbox_p' || lower, lower, lower + %d);
+  EXECUTE format('CREATE TABLE %%I PARTITION OF outbox FOR VALUES FROM (%%L) TO (%%L)', 'outbox_p' || lower, lower::text, lower + %d);
 END $$`, span))
 	require.NoError(tb, err)
 }
@@ -126,9 +126,9 @@ func (l *listener) heard() (fenced, aside int, errs []string) {
 func startRelay(tb testing.TB, log outbox.Log, p outbox.Producer, c outbox.Config, o outbox.Observer) (r *outbox.Relay, stop func()) {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(tb.Context()))
-	r = outbox.New(log, p, c, o)
+	relay := outbox.New(log, p, c, o)
 	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
+	go func() { done <- relay.Run(ctx) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -136,7 +136,7 @@ func startRelay(tb testing.TB, log outbox.Log, p outbox.Producer, c outbox.Confi
 		}
 	})
 	tb.Cleanup(stop)
-	return r, stop
+	return relay, stop
 }
 
 // forward commits raw records in a transaction of their own.

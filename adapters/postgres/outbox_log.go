@@ -278,7 +278,7 @@ func (l *OutboxLog) receive(results pgx.BatchResults, spans int, begin func(outb
 		if err != nil {
 			return err
 		}
-		for rows.Next() { //nolint:rowserrcheck // below; after an error of the caller's the connection is closed
+		for rows.Next() {
 			m, err := l.message(rows.RawValues())
 			if err == nil {
 				err = each(m)
