@@ -81,7 +81,7 @@ func printConfig(cmd *cobra.Command, g *globals, cfg *boot.Config) error {
 func commands(g *globals) []*cobra.Command {
 	return []*cobra.Command{
 		devCommand(g), serveCommand(g), migrateCommand(g), topicsCommand(g), ordersCommand(g), sagasCommand(g), dlqCommand(g),
-		auditCommand(g), doctorCommand(g), tokenCommand(g), simulatorCommand(), healthcheckCommand(g), versionCommand(g),
+		auditCommand(g), benchCommand(g), doctorCommand(g), tokenCommand(g), simulatorCommand(), healthcheckCommand(g), versionCommand(g),
 	}
 }
 
