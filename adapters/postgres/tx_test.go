@@ -361,7 +361,7 @@ func TestAbsentServerIsAnOutage(t *testing.T) {
 
 func TestF23_StarvedPoolIsAnOutageAndNotAHang(t *testing.T) {
 	db := newDB(t, func(c *Config) {
-		c.Connections, c.AcquireTimeout = map[Purpose]int32{Consumers: 1}, 50*time.Millisecond
+		c.Connections, c.AcquireTimeout = map[Purpose]int32{Consumers: 1}, time.Second
 	})
 	err := db.For(Consumers).InTx(t.Context(), func(ctx context.Context, tx *Tx) error {
 		if _, err := tx.Away(ctx); err != nil {
@@ -376,7 +376,9 @@ func TestF23_StarvedPoolIsAnOutageAndNotAHang(t *testing.T) {
 }
 
 func TestTimeoutOfATransactionIsAnOutageAndCancellationIsNot(t *testing.T) {
-	db := newDB(t, func(c *Config) { c.TxTimeout = 100 * time.Millisecond })
+	db := newDB(t, func(c *Config) { c.TxTimeout = 500 * time.Millisecond })
+	require.NoError(t, db.Pool(Operators).Ping(t.Context())) // connected, so that the time goes to the statement
+	require.NoError(t, db.Pool(Consumers).Ping(t.Context()))
 	sleep := func(ctx context.Context, tx *Tx) error {
 		return tx.query(ctx, "sleep", `SELECT pg_sleep(10)`, nil, func(pgx.Rows) error { return nil })
 	}
