@@ -12,7 +12,15 @@
 //   - A record is poison (`Poison() bool`, undecodable, impossible): it is a dead letter at once.
 //   - A data error of the database (SQLSTATE 22, 23) fails a batch: it is split by partition, then by record, until the one is found.
 //
-// Parking of later records of a failed key (subscriptions that are Ordered) will sit between claim and apply; see Group.settle.
+// A panic of a handler is poison for the record that causes it. A verdict that the database does not take stops consumption: to go on
+// would be to lose a record.
 //
-// Deciding is kept apart from doing: Policy.Decide, claim and the splitting are plain functions of state, input and a clock.
+// Parking of later records of a failed key (subscriptions that are Ordered) will sit between claim and apply; see run.decide. Until
+// then NewGroup refuses Ordered.
+//
+// Deciding is kept apart from doing: Policy.Decide, claims, Lanes and the splitting are plain functions of state, input and a clock.
+//
+// Changing what becomes of a failure, read policy.go; who may act, claim in settle.go; what a verdict leaves, write in settle.go; the
+// headers of copies and of dead letters, headers.go; which records run together and how far offsets advance, lanes.go and pump.go; what
+// operators do, replay.go. A store is held to the ports by storetest.
 package consumers
