@@ -413,16 +413,21 @@ func (s *system) sums(ids []uuid.UUID) (confirmed int) {
 			require.Equal(s.tb, 1, captured, "order %s: charges", id)
 		}
 		require.Equal(s.tb, want, kept, "order %s is %s: money kept by the gateway", id, o.Status)
-		require.Equal(s.tb, tale(o.Status), told[id], "order %s: public events in the order of their first occurrence", id)
+		require.Equal(s.tb, tale(o), told[id], "order %s: public events in the order of their first occurrence", id)
 	}
 	return confirmed
 }
 
-func tale(st httpapi.OrderStatus) []string {
-	end := map[httpapi.OrderStatus]string{
+// tale is what an ended order told of itself. One that was refused as a command was never placed.
+func tale(o *httpapi.Order) []string {
+	switch end := map[httpapi.OrderStatus]string{
 		httpapi.OrderStatusConfirmed: "OrderConfirmed", httpapi.OrderStatusRejected: "OrderRejected", httpapi.OrderStatusCancelled: "OrderCancelled",
+	}[o.Status]; o.Reason {
+	case httpapi.OrderReasonUnknownProduct, httpapi.OrderReasonPriceChanged, httpapi.OrderReasonInvalid:
+		return []string{"1 " + end}
+	default:
+		return []string{"1 OrderPlaced", "2 " + end}
 	}
-	return []string{"1 OrderPlaced", "2 " + end[st]}
 }
 
 // events reads orders.events.v1 to its present end: for each order what it told of itself, duplicates left out.
