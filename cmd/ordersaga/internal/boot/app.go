@@ -205,7 +205,12 @@ func (a *App) openDatabase(ctx context.Context) error {
 			return err
 		}
 	}
-	return a.await(ctx, "the schema", func(ctx context.Context) error { return postgres.CheckSchema(ctx, a.db) })
+	if err := a.await(ctx, "the schema", func(ctx context.Context) error { return postgres.CheckSchema(ctx, a.db) }); err != nil {
+		return err
+	}
+	// Before anything is written: a database that was restored from a dump adopts its outbox first (F41), and partitions are there.
+	_, err = a.db.MaintainOutbox(ctx, 0)
+	return err
 }
 
 func (a *App) openGateway() error {
