@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 )
 
@@ -23,10 +22,7 @@ const (
 
 // readBody reads a request's body within the limits of size (MaxBytesReader) and time (the server's ReadTimeout) that it came with.
 // Only plain JSON is taken: a compressed body could hold more than its limit.
-//
-// Once the body is there, the request's read deadline is lifted: net/http would take it for the client's leaving, and end the context
-// of an answer that takes longer.
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+func readBody(r *http.Request) ([]byte, error) {
 	if p := mediaType(r.Header); p != nil {
 		return nil, p
 	}
@@ -45,7 +41,6 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	default:
 		return nil, malformed("the body ended early")
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // where it cannot be lifted there is none
 	return b.Bytes(), nil
 }
 

@@ -147,7 +147,7 @@ func parseID(field, s string) (uuid.UUID, *Problem) {
 }
 
 func (a *API) operate(w http.ResponseWriter, r *http.Request, action consumers.Action) {
-	raw, err := readBody(w, r)
+	raw, err := readBody(r)
 	var b selectionBody
 	if err == nil {
 		err = decodeStrict(raw, &b)

@@ -289,6 +289,7 @@ type fakeIntake struct {
 	calls  []*saga.Submission
 	err    error
 	hold   chan struct{}
+	held   chan struct{} // told of each request that is held
 	panics any
 }
 
@@ -297,6 +298,7 @@ func (f *fakeIntake) Submit(ctx context.Context, s *saga.Submission) (saga.Accep
 	hold := f.hold
 	f.mu.Unlock()
 	if hold != nil {
+		f.held <- struct{}{}
 		select {
 		case <-hold:
 		case <-ctx.Done():
@@ -355,7 +357,8 @@ type fakeReader struct {
 	err    error
 	query  any
 	looks  int
-	looked chan struct{} // if set: told of each look
+	looked chan struct{}           // if set: told of each look
+	after  func(id domain.OrderID) // if set: happens once, between a look and its answer
 	log    []saga.AuditEntry
 }
 
@@ -417,7 +420,6 @@ func (f *fakeReader) get(id domain.OrderID) *saga.OrderView {
 
 func (f *fakeReader) Order(_ context.Context, id domain.OrderID) (*saga.OrderView, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.looks++
 	if f.looked != nil {
 		select {
@@ -425,7 +427,13 @@ func (f *fakeReader) Order(_ context.Context, id domain.OrderID) (*saga.OrderVie
 		default:
 		}
 	}
-	return f.orders[id], f.err
+	v, err, after := f.orders[id], f.err, f.after
+	f.after = nil
+	f.mu.Unlock()
+	if after != nil {
+		after(id)
+	}
+	return v, err
 }
 
 func (f *fakeReader) page(q any) ([]saga.OrderView, string, error) {

@@ -77,7 +77,7 @@ func checkDecision(b *ResolveSaga) error {
 
 // ResolveSaga implements POST /v1/sagas/{order_id}/resolve.
 func (a *API) ResolveSaga(w http.ResponseWriter, r *http.Request, orderID OrderID) {
-	raw, err := readBody(w, r)
+	raw, err := readBody(r)
 	var b ResolveSaga
 	if err == nil {
 		err = decodeStrict(raw, &b)

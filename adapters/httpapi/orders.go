@@ -19,7 +19,7 @@ import (
 
 // PlaceOrder implements POST /v1/orders.
 func (a *API) PlaceOrder(w http.ResponseWriter, r *http.Request, params PlaceOrderParams) {
-	sub, wait, err := a.submission(w, r, params)
+	sub, wait, err := a.submission(r, params)
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -47,7 +47,7 @@ func badKey() *Problem {
 		fmt.Sprintf("the Idempotency-Key is one header of 1 to %d characters of printable ASCII", maxKey)).at(idempotencyKey)
 }
 
-func (a *API) submission(w http.ResponseWriter, r *http.Request, params PlaceOrderParams) (*saga.Submission, time.Duration, error) {
+func (a *API) submission(r *http.Request, params PlaceOrderParams) (*saga.Submission, time.Duration, error) {
 	key := params.IdempotencyKey
 	if key == "" || len(key) > maxKey || strings.ContainsFunc(key, func(c rune) bool { return c < 0x20 || c > 0x7e }) {
 		return nil, 0, badKey()
@@ -56,7 +56,7 @@ func (a *API) submission(w http.ResponseWriter, r *http.Request, params PlaceOrd
 	if err != nil {
 		return nil, 0, err
 	}
-	raw, err := readBody(w, r)
+	raw, err := readBody(r)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -224,7 +224,7 @@ func (a *API) find(ctx context.Context, id OrderID) (*saga.OrderView, error) {
 
 // CancelOrder implements POST /v1/orders/{order_id}/cancel.
 func (a *API) CancelOrder(w http.ResponseWriter, r *http.Request, orderID OrderID, _ CancelOrderParams) {
-	raw, err := readBody(w, r)
+	raw, err := readBody(r)
 	var body CancelOrder
 	if err == nil && len(raw) > 0 {
 		err = decodeStrict(raw, &body)

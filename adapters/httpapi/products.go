@@ -65,7 +65,7 @@ const onHandField = "/on_hand"
 
 // PutProduct implements PUT /v1/products/{sku}.
 func (a *API) PutProduct(w http.ResponseWriter, r *http.Request, sku SKU) {
-	raw, err := readBody(w, r)
+	raw, err := readBody(r)
 	var b productBody
 	if err == nil {
 		err = decodeStrict(raw, &b)

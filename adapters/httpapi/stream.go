@@ -52,7 +52,6 @@ func (a *API) StreamOrderEvents(w http.ResponseWriter, r *http.Request, orderID 
 		return
 	}
 	s := &stream{w: w, rc: http.NewResponseController(w), last: last}
-	_ = s.rc.SetReadDeadline(time.Time{}) // nothing is read any more, and a deadline would be taken for the client's leaving
 	if s.order(a.order(o)) != nil || s.catchUp(o) {
 		return
 	}
