@@ -147,11 +147,26 @@ func (db *DB) poolConfig(p Purpose) (*pgxpool.Config, error) {
 		}
 		params["statement_timeout"] = ms(db.cfg.TxTimeout)
 	}
+	pc.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error { return db.readCertificates(cc) }
 	pc.AfterConnect = func(_ context.Context, c *pgx.Conn) error {
 		registerTypes(c.TypeMap())
 		return nil
 	}
 	return pc, nil
+}
+
+// readCertificates reads what the URL says of TLS once more, so that each new connection takes the certificates of the day; connections
+// live for an hour. Without TLS it does nothing.
+func (db *DB) readCertificates(cc *pgx.ConnConfig) error {
+	if cc.TLSConfig == nil {
+		return nil
+	}
+	now, err := pgx.ParseConfig(db.cfg.URL)
+	if err != nil {
+		return fmt.Errorf("postgres: TLS of the database URL: %w", err) // pgx masks the password
+	}
+	cc.TLSConfig, cc.Fallbacks = now.TLSConfig, now.Fallbacks
+	return nil
 }
 
 func ms(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }

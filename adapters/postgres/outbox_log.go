@@ -49,6 +49,9 @@ func (l *OutboxLog) connect(ctx context.Context, settings ...string) (*pgx.Conn,
 	for i := 0; i+1 < len(settings); i += 2 {
 		cfg.RuntimeParams[settings[i]] = settings[i+1]
 	}
+	if err := l.db.readCertificates(cfg); err != nil {
+		return nil, err
+	}
 	c, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, classify(ctx, "connect", err)
