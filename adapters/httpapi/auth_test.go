@@ -15,21 +15,21 @@ import (
 // badge is a caller of a test with its token.
 type badge struct{ token, line string }
 
-func issue(t testing.TB, name string, role Role) badge {
-	t.Helper()
+func issue(tb testing.TB, name string, role Role) badge {
+	tb.Helper()
 	token, line, err := NewToken(name, role)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return badge{token, line}
 }
 
-func book(t testing.TB, bs ...badge) *Tokens {
-	t.Helper()
+func book(tb testing.TB, bs ...badge) *Tokens {
+	tb.Helper()
 	var lines []string
 	for _, b := range bs {
 		lines = append(lines, b.line)
 	}
 	tokens, err := ParseTokens(strings.NewReader(strings.Join(lines, "\n")))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return tokens
 }
 

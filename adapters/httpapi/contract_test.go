@@ -98,7 +98,9 @@ func TestPermissionsAreThoseOfTheContract(t *testing.T) {
 			roles, _ := op.Extensions["x-required-roles"].([]any)
 			require.NotEmpty(t, roles, route)
 			for _, r := range roles {
-				want[route] = append(want[route], Role(r.(string)))
+				role, is := r.(string)
+				require.True(t, is)
+				want[route] = append(want[route], Role(role))
 			}
 		}
 	}

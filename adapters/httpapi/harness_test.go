@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,6 +55,8 @@ type world struct {
 	server   *Server
 	base     string
 	client   *http.Client
+	wire     *http.Transport // below what holds answers to the contract
+	pipes    *pipes
 }
 
 func newWorld(t *testing.T, change ...func(*setup)) *world {
@@ -84,6 +87,7 @@ func newWorld(t *testing.T, change ...func(*setup)) *world {
 		handler = s.wrap(handler)
 	}
 	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	w.wire, w.pipes = transport, s.pipes
 	if s.pipes != nil {
 		w.server = newServer(s.pipes, w.api, handler, s.tls, s.deps.Log)
 		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return s.pipes.dial() }
@@ -101,7 +105,7 @@ func newWorld(t *testing.T, change ...func(*setup)) *world {
 	if s.tls != nil {
 		w.base = "https://" + w.server.Addr()
 		transport.ForceAttemptHTTP2 = true
-		transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the server's own certificate
+		transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
 	}
 	w.client = &http.Client{
 		Transport:     &checked{t: t, api: w.api, next: transport},
@@ -152,7 +156,7 @@ func (p *pipes) Close() error {
 
 func (p *pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
 
-func readFile(t testing.TB, path string) []byte {
+func readFile(t *testing.T, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -178,12 +182,8 @@ func (w *world) request(method, path, body string, header ...string) *http.Reque
 	if body != "" {
 		r.Header.Set("Content-Type", "application/json")
 	}
-	for i := 0; i < len(header); i += 2 {
-		if header[i+1] == "" {
-			r.Header.Del(header[i])
-		} else {
-			r.Header.Add(header[i], header[i+1])
-		}
+	for pair := range slices.Chunk(header, 2) {
+		r.Header.Add(pair[0], pair[1])
 	}
 	return r
 }

@@ -20,7 +20,7 @@ func preferWait(h http.Header, limit time.Duration) (time.Duration, error) {
 			if err != nil {
 				return 0, badParameter("Prefer", "Prefer: wait=N takes a whole number of seconds")
 			}
-			return min(time.Duration(n)*time.Second, limit), nil //nolint:gosec // 32 bits
+			return min(time.Duration(n)*time.Second, limit), nil
 		}
 	}
 	return 0, nil

@@ -165,7 +165,7 @@ func TestPanics(t *testing.T) {
 				panic("boom")
 			})
 		})
-		resp, err := w.client.Transport.(*checked).next.RoundTrip(w.request(http.MethodGet, "/metrics", ""))
+		resp, err := w.wire.RoundTrip(w.request(http.MethodGet, "/metrics", ""))
 		require.NoError(t, err)
 		defer resp.Body.Close()
 		_, err = io.ReadAll(resp.Body)
@@ -267,11 +267,11 @@ func TestReadiness(t *testing.T) {
 	require.Equal(t, http.StatusOK, status)
 	require.Equal(t, Health{Status: HealthStatusOk, Checks: map[string]string{"postgres": "ok", "kafka": "ok"}}, h)
 
-	answers["payment gateway"] = fmt.Errorf("gateway: %w", degraded{errors.New("breaker open\r\n"), degradedMark{true}})
+	answers["payment gateway"] = fmt.Errorf("gateway: %w", degraded{errors.New("breaker\r\nopen"), degradedMark{true}})
 	status, h = ask()
 	require.Equal(t, http.StatusOK, status, "the intake stays in the balancer")
 	require.Equal(t, HealthStatusOk, h.Status)
-	require.Equal(t, "degraded: gateway: breaker open  ", h.Checks["payment gateway"])
+	require.Equal(t, "degraded: gateway: breaker  open", h.Checks["payment gateway"])
 
 	answers["payment gateway"] = degraded{errors.New("away"), degradedMark{false}}
 	status, h = ask()

@@ -89,12 +89,14 @@ func TestRawRequests(t *testing.T) {
 // cut sends a request and closes the sending side: the body ends before its length.
 func (w *world) cut(parts ...string) {
 	w.t.Helper()
-	c, err := net.Dial("tcp", w.server.Addr())
+	addr, err := net.ResolveTCPAddr("tcp", w.server.Addr())
 	require.NoError(w.t, err)
-	defer c.Close()
+	c, err := net.DialTCP("tcp", nil, addr)
+	require.NoError(w.t, err)
+	defer func() { _ = c.Close() }()
 	_, err = io.WriteString(c, strings.Join(parts, ""))
 	require.NoError(w.t, err)
-	require.NoError(w.t, c.(*net.TCPConn).CloseWrite())
+	require.NoError(w.t, c.CloseWrite())
 	b, err := io.ReadAll(c)
 	require.NoError(w.t, err)
 	require.True(w.t, strings.HasPrefix(string(b), "HTTP/1.1 400"), "%q", b)
@@ -159,7 +161,7 @@ func TestF25_Timeouts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, piped)
-				conn, err := w.server.ln.(*pipes).dial()
+				conn, err := w.pipes.dial()
 				require.NoError(t, err)
 				defer conn.Close()
 				start := time.Now()
@@ -179,7 +181,7 @@ func TestF25_Timeouts(t *testing.T) {
 	t.Run("never reads its answer", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, piped)
-			conn, err := w.server.ln.(*pipes).dial()
+			conn, err := w.pipes.dial()
 			require.NoError(t, err)
 			defer conn.Close()
 			start := time.Now()
@@ -232,13 +234,16 @@ func TestShutdown(t *testing.T) {
 	t.Run("does not wait for who says nothing", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, piped)
-			conn, err := w.server.ln.(*pipes).dial()
+			conn, err := w.pipes.dial()
 			require.NoError(t, err)
 			defer conn.Close()
 			synctest.Wait()
 			start := time.Now()
 			require.NoError(t, w.server.Shutdown(t.Context()))
 			require.Less(t, time.Since(start), 2*silentGrace)
+			synctest.Wait()
+			w.server.silent.mu.Lock()
+			defer w.server.silent.mu.Unlock()
 			require.Empty(t, w.server.silent.conns)
 		})
 	})

@@ -67,7 +67,7 @@ func lastEvent(h string) (int32, error) {
 	if err != nil {
 		return 0, badParameter("Last-Event-ID", "Last-Event-ID is the sequence of the last event seen")
 	}
-	return int32(n), nil //nolint:gosec // 31 bits
+	return int32(n), nil
 }
 
 // follow writes updates until the order has ended, the client is gone or the hub closes.
@@ -139,9 +139,12 @@ func (s *stream) update(u Update) error {
 	if u.Sequence <= s.last {
 		return nil
 	}
-	var line bytes.Buffer
-	if json.Compact(&line, u.Data) != nil {
+	if !json.Valid(u.Data) {
 		return nil
+	}
+	var line bytes.Buffer
+	if err := json.Compact(&line, u.Data); err != nil {
+		return fmt.Errorf("stream: %w", err)
 	}
 	s.last = u.Sequence
 	return s.write(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", u.Sequence, clean(u.Name, maxDetail), line.Bytes()))

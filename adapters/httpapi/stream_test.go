@@ -267,7 +267,7 @@ func TestF25_SlowReaderOfAStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, piped)
 		id := w.reader.pending()
-		c, err := w.server.ln.(*pipes).dial()
+		c, err := w.pipes.dial()
 		require.NoError(t, err)
 		defer c.Close()
 		_, err = fmt.Fprintf(c, "GET /v1/orders/%s/events HTTP/1.1\r\nHost: x\r\n\r\n", id)
