@@ -144,11 +144,11 @@ func madeOfOrder(n events.Name) bool {
 	return n == events.TReserveStock || n == events.TAuthorizePayment
 }
 
-// ordersFor loads what first-wave commands are made of, for the one input that makes them anew.
+// ordersFor loads what first-wave commands are made of, for the inputs that make them anew.
 func (c *Coordinator) ordersFor(ctx context.Context, tx Tx, facts []Fact) (map[domain.OrderID]*domain.Order, error) {
 	var ids []domain.OrderID
 	for i := range facts {
-		if facts[i].Input.Kind == OperatorRetry {
+		if k := facts[i].Input.Kind; k == OperatorRetry || k == DeadlineHeld {
 			ids = append(ids, facts[i].Order)
 		}
 	}

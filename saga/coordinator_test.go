@@ -164,10 +164,76 @@ func TestF7_DeadlineIsHeldWhileTheGatewayIsAway(t *testing.T) {
 	require.NotNil(t, b.state(waits).Stuck, "it shows")
 	require.Equal(t, domain.Cancelled, b.db.Order(leaves).Status, "a cancel does not wait for the gateway")
 	require.Contains(t, b.state(undoes).Stuck.Reason, "no answer in time")
-	b.wait(2 * time.Minute) // nobody reports it any more
+	b.wait(16 * time.Minute) // nobody reports it any more
 	_, err = b.svc.ExpireDue(t.Context(), 10)
 	require.NoError(t, err)
 	require.Equal(t, domain.Rejected, b.db.Order(waits).Status)
+}
+
+// TestF7_AHeldSagaHasACommandThatMayAct: the gateway is away for hours. The command that was sent first is too old to act by the time it
+// is back, so each time the saga is held it sends one that is not; else it would wait for nothing and be rejected as timed out.
+func TestF7_AHeldSagaHasACommandThatMayAct(t *testing.T) {
+	b := newBench()
+	id := b.placed(t)
+	b.feed(t, reserved(id))
+	b.db.TakeOutbox()
+	for range 12 {
+		b.wait(15*time.Minute + time.Second)
+		b.db.SetAway(saga.PaymentGateway, true)
+		_, err := b.svc.ExpireDue(t.Context(), 10)
+		require.NoError(t, err)
+		out := b.db.TakeOutbox()
+		require.Equal(t, []events.Name{events.TAuthorizePayment}, names(out))
+		c := body[*events.AuthorizePayment](t, out[0])
+		require.Equal(t, "pm", c.GetPaymentMethod())
+		_, deadline := b.db.Saga(id)
+		require.Equal(t, b.now().Add(15*time.Minute), deadline)
+		require.Greater(t, c.GetExpiresAtMs(), deadline.UnixMilli(), "it may act for as long as its saga waits")
+	}
+	require.Equal(t, domain.Pending, b.db.Order(id).Status)
+}
+
+// TestF12_AStuckUndoIsNotMultiplied: a refund fails for a day. Its command waits at the slowest tier for as long as it takes and says so
+// every ten minutes; if each deadline sent another, there would be two thousand of them by then.
+func TestF12_AStuckUndoIsNotMultiplied(t *testing.T) {
+	b := newBench()
+	id := b.placed(t)
+	_, err := b.svc.Cancel(t.Context(), saga.CancelRequest{Order: id})
+	require.NoError(t, err)
+	b.feed(t, reply(id, events.TStockReleased, &events.StockReleased{}))
+	b.db.TakeOutbox()
+	stall := func(attempt int32, dead bool) {
+		b.feed(t, reply(id, events.TStepStalled, &events.StepStalled{Command: string(events.TReversePayment), Error: "balance", Attempts: attempt, Dead: dead}))
+	}
+	sent := 0
+	day := func(notice func(minute int)) {
+		for s := range 24 * 60 * 4 {
+			if s%4 == 0 {
+				notice(s / 4)
+			}
+			b.wait(15 * time.Second)
+			_, err := b.svc.ExpireDue(t.Context(), 10)
+			require.NoError(t, err)
+			sent += len(b.db.TakeOutbox())
+		}
+	}
+	day(func(minute int) {
+		if minute >= 13 && minute%10 == 3 { // the tiers before the slowest take 12 minutes
+			stall(int32(minute), false)
+		}
+	})
+	require.LessOrEqual(t, sent, 2)
+	require.Contains(t, b.state(id).Stuck.Reason, "ReversePayment")
+
+	sent = 0
+	day(func(int) {}) // the topic that it waited in is gone: nobody says anything any more
+	require.Greater(t, sent, 50, "a command that was lost is sent again")
+
+	sent = 0
+	stall(1, true)
+	day(func(int) {})
+	require.Zero(t, sent, "each would become a dead letter beside the first")
+	require.Contains(t, b.state(id).Stuck.Reason, "is a dead letter", "what is wrong stays to be read")
 }
 
 // TestF17_OneSagaThatCannotBeAdvancedHoldsUpNoOther.

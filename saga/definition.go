@@ -57,7 +57,7 @@ type Definition struct {
 
 // Limits are the times a saga may take in its phases.
 type Limits struct {
-	Forward      time.Duration // from placement to the pivot, then it is rejected as timed_out
+	Forward      time.Duration // from placement to the pivot, then it is rejected as timed_out; also between two looks at a stuck saga
 	Retriable    time.Duration // after the pivot, then the outstanding step is commanded again and the saga is stuck
 	Compensating time.Duration // then the outstanding undos are commanded again and the saga is stuck
 }

@@ -422,9 +422,47 @@ func (m *machine) expired() {
 		m.change()
 		m.compensate(domain.Rejected, domain.TimedOut)
 	default:
-		m.again()
-		m.stick("no answer in time: " + join(m.out.Commands))
+		m.overdue()
 	}
+}
+
+// What a stall notice says of its command; see stallReason.
+const (
+	waitsAtSlowest = " waits at the slowest retry tier"
+	isDead         = " is a dead letter"
+)
+
+// overdue commands again what is outstanding and silent. What waits at the slowest tier, or lies in the dead letters, is not lost: a
+// repetition would stay there beside the first, for ever, and a day of them would keep the gateway busy with one order. A copy that
+// waits says so again with each failure, well before the next deadline of a stuck saga; if it does not, it is silent then. A dead
+// letter is an operator's, to be replayed or, with a retry of the saga, commanded anew.
+func (m *machine) overdue() {
+	before, pause := "", m.phaseLimit()
+	if m.s.Stuck != nil {
+		before, pause = m.s.Stuck.Reason, max(pause, m.def.Limits.Forward)
+	}
+	waited, keep := m.outstanding(), false
+	for _, n := range waited {
+		switch {
+		case strings.Contains(before, string(n)+isDead):
+			keep = true
+		case !strings.Contains(before, string(n)+waitsAtSlowest):
+			m.out.Commands = append(m.out.Commands, n)
+		}
+	}
+	m.timer(pause)
+	if !keep {
+		before = "no answer in time: " + join(waited)
+	}
+	m.stick(before)
+}
+
+// phaseLimit is how long an answer may take after the pivot or while undoing.
+func (m *machine) phaseLimit() time.Duration {
+	if m.s.Phase == Compensating {
+		return m.def.Limits.Compensating
+	}
+	return m.def.Limits.Retriable
 }
 
 func join(names []events.Name) string {
@@ -443,21 +481,19 @@ func join(names []events.Name) string {
 // Before the pivot the deadline stays: it was set once.
 func (m *machine) again() {
 	m.out.Commands = append(m.out.Commands, m.outstanding()...)
-	switch {
-	case m.s.Phase == Compensating:
-		m.timer(m.def.Limits.Compensating)
-	case m.s.Status == domain.Confirmed:
-		m.timer(m.def.Limits.Retriable)
+	if m.s.Phase == Compensating || m.s.Status == domain.Confirmed {
+		m.timer(m.phaseLimit())
 	}
 }
 
-// held gives a saga that waits for the pivot, or for what comes before it, some more time.
+// held gives a saga that waits for the pivot, or for what comes before it, its time once more. What it waits for is commanded again:
+// the commands that wait for the dependency too may be too old to act by the time it is back.
 func (m *machine) held() {
 	if m.s.Version == 0 || m.s.Phase != Running || m.s.Status != domain.Pending {
 		return
 	}
-	m.change()
-	m.timer(m.def.Limits.Retriable)
+	m.again()
+	m.timer(m.def.Limits.Forward)
 	m.stick("waits for a dependency that is away")
 }
 
@@ -551,9 +587,9 @@ func (d *Definition) InputOf(n events.Name, data any) (in Input, ok bool) {
 }
 
 func stallReason(st *events.StepStalled) string {
-	where := "waits at the slowest retry tier"
+	where := waitsAtSlowest
 	if st.GetDead() {
-		where = "is a dead letter"
+		where = isDead
 	}
-	return fmt.Sprintf("%s %s after %d attempts: %s", st.GetCommand(), where, st.GetAttempts(), st.GetError())
+	return fmt.Sprintf("%s%s after %d attempts: %s", st.GetCommand(), where, st.GetAttempts(), st.GetError())
 }
