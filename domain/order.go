@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 )
@@ -146,13 +149,12 @@ func (d *Draft) SKUs() []SKU {
 	return slices.Compact(out)
 }
 
+// printable refuses what would act on the terminal, the log or the page that shows it: control characters, line separators, what
+// turns the direction of text, and what was no UTF-8.
 func printable(s string) bool {
-	for _, r := range s {
-		if r < 0x20 || r == 0x7f || r == 0xfffd || r == '\u2028' || r == '\u2029' {
-			return false
-		}
-	}
-	return true
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return unicode.IsControl(r) || r == utf8.RuneError || unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control)
+	})
 }
 
 func checkID(field, what, s string) *Refusal {

@@ -76,10 +76,15 @@ func RefusedOrder(d *domain.Draft, r *domain.Refusal) *domain.Order {
 	return o
 }
 
-func clip(s string) string {
+func clip(s string) string { return clipTo(s, domain.MaxIDLength) }
+
+// maxNote bounds what a person says of a decision, in bytes.
+const maxNote = 1000
+
+func clipTo(s string, n int) string {
 	b := []byte(s)
-	if len(b) > domain.MaxIDLength {
-		b = b[:domain.MaxIDLength]
+	if len(b) > n {
+		b = b[:n]
 	}
 	b = slices.DeleteFunc(b, func(c byte) bool { return c < 0x20 || c == 0x7f })
 	return string([]rune(string(b))) // mends a rune that was cut
@@ -198,7 +203,7 @@ func (c *Coordinator) Cancel(ctx context.Context, tx Tx, reqs []CancelRequest) (
 	for i := range reqs {
 		r := &reqs[i]
 		ids[i] = r.Order
-		facts[i] = Fact{Order: r.Order, Cause: r.Cause, Trace: r.Trace, Actor: r.Actor, Input: Input{Kind: CancelRequested, Reason: clip(r.Reason)}}
+		facts[i] = Fact{Order: r.Order, Cause: r.Cause, Trace: r.Trace, Actor: r.Actor, Input: Input{Kind: CancelRequested, Reason: clipTo(r.Reason, maxNote)}}
 	}
 	slices.SortFunc(ids, domain.OrderID.Compare)
 	// Placing takes the same lock: either it sees the tombstone or we see the order.

@@ -29,7 +29,7 @@ func (s *Service[T]) Cancel(ctx context.Context, r CancelRequest) (CancelResult,
 			return res.Err
 		}
 		if r.Actor != "" {
-			err = tx.Audit(ctx, []AuditEntry{{Actor: r.Actor, Action: "order.cancel", Target: r.Order.String(), Note: clip(r.Reason)}})
+			err = tx.Audit(ctx, []AuditEntry{{Actor: r.Actor, Action: "order.cancel", Target: r.Order.String(), Note: clipTo(r.Reason, maxNote)}})
 			if err != nil {
 				return err
 			}
@@ -151,7 +151,7 @@ func (s *Service[T]) Resolve(ctx context.Context, d Decision) (state State, chan
 		if !changed {
 			return nil
 		}
-		err = tx.Audit(ctx, []AuditEntry{{Actor: d.Actor, Action: "saga.resolve." + string(d.Kind), Target: d.Order.String(), Note: clip(d.Note), Detail: fmt.Sprintf(`{"name":%q}`, d.Name)}})
+		err = tx.Audit(ctx, []AuditEntry{{Actor: d.Actor, Action: "saga.resolve." + string(d.Kind), Target: d.Order.String(), Note: clipTo(d.Note, maxNote), Detail: fmt.Sprintf(`{"name":%q}`, d.Name)}})
 		if err != nil || len(adv[0].Out) == 0 {
 			return err
 		}
@@ -163,19 +163,19 @@ func (s *Service[T]) Resolve(ctx context.Context, d Decision) (state State, chan
 func (s *Service[T]) decision(in *Instance, d Decision) (Input, error) {
 	switch d.Kind {
 	case Retry:
-		return Input{Kind: OperatorRetry, Reason: clip(d.Note)}, nil
+		return Input{Kind: OperatorRetry, Reason: clipTo(d.Note, maxNote)}, nil
 	case Take:
-		return Input{Kind: OperatorTook, Owner: d.Actor, Reason: clip(d.Note)}, nil
+		return Input{Kind: OperatorTook, Owner: d.Actor, Reason: clipTo(d.Note, maxNote)}, nil
 	case MarkDone:
 		def, err := s.Coord.Defs.Of(in.State.Definition, in.State.DefVersion)
 		if err != nil {
 			return Input{}, err
 		}
 		if def.step(d.Name) >= 0 {
-			return Input{Kind: StepDone, Name: d.Name, Reason: clip(d.Note)}, nil
+			return Input{Kind: StepDone, Name: d.Name, Reason: clipTo(d.Note, maxNote)}, nil
 		}
 		if def.undo(Participant(d.Name)) >= 0 {
-			return Input{Kind: UndoDone, Name: d.Name, Reason: clip(d.Note)}, nil
+			return Input{Kind: UndoDone, Name: d.Name, Reason: clipTo(d.Note, maxNote)}, nil
 		}
 		return Input{}, &domain.Refusal{Reason: domain.Invalid, Field: "/name", Detail: fmt.Sprintf("the saga has no step or participant %q", d.Name)}
 	}
