@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"ordersaga/domain"
+	"ordersaga/events"
 )
 
 // Retention says how long things are kept. Zero fields take those of DefaultRetention.
@@ -281,16 +282,28 @@ func (db *DB) sweepDead(ctx context.Context, r Retention, m *Maintained) error {
 	return db.inBatches(ctx, "sweep operations", operations, &m.Operations, r.DeadLetters)
 }
 
-// supersede marks open dead letters whose saga has ended. Dead letters and sagas are read apart: they need not live in one database.
+// sagaGroups are the groups whose messages are the saga's own, and so end with it. A command of a producer's that was refused (its order id
+// is another order's, say) or a public event that Kafka did not take is somebody's loss whatever became of the saga: it stays open.
+func sagaGroups() (out []string) {
+	for _, g := range events.Groups {
+		if g.Topic != events.TopicCommands {
+			out = append(out, string(g.Group))
+		}
+	}
+	return out
+}
+
+// supersede marks open dead letters of ended sagas. Dead letters and sagas are read apart: they need not live in one database.
 func (db *DB) supersede(ctx context.Context, _ Retention, m *Maintained) error {
 	const page = 1000
+	groups := sagaGroups()
 	var last uuid.UUID
 	for {
 		letters := map[domain.OrderID][]uuid.UUID{}
 		var orders []domain.OrderID
 		n := 0
-		const open = `SELECT id, order_id FROM dead_letters WHERE status = 'open' AND order_id IS NOT NULL AND id > $1 ORDER BY id LIMIT $2`
-		err := db.query(ctx, Operators, "open dead letters", open, []any{last, page}, func(r pgx.Rows) error {
+		const open = `SELECT id, order_id FROM dead_letters WHERE status = 'open' AND order_id IS NOT NULL AND grp = ANY($3) AND id > $1 ORDER BY id LIMIT $2`
+		err := db.query(ctx, Operators, "open dead letters", open, []any{last, page, groups}, func(r pgx.Rows) error {
 			var order domain.OrderID
 			err := r.Scan((*[16]byte)(&last), (*[16]byte)(&order))
 			if letters[order] == nil {

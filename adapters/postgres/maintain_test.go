@@ -177,6 +177,26 @@ func TestRetention(t *testing.T) {
 	require.Empty(t, history)
 }
 
+// TestOnlyTheSagasOwnDeadLettersEndWithIt: a command whose order id another order has is an order that somebody lost, and a public event
+// that Kafka refused is one that nobody heard. Neither may leave the operators' list because the saga went well.
+func TestOnlyTheSagasOwnDeadLettersEndWithIt(t *testing.T) {
+	db := newDB(t)
+	o := newOrder("c", 1)
+	placeOrders(t, db, o)
+	complete(t, db, o.ID)
+	var ds []consumers.DeadLetter
+	for i, g := range []events.Group{events.GroupPayment, events.GroupCoordinator, events.GroupOrderCommands, ""} {
+		d := deadLetter(i)
+		d.Group, d.OrderID = g, uuid.UUID(o.ID)
+		ds = append(ds, d)
+	}
+	saveDeadLetters(t, db, ds...)
+	require.Equal(t, int64(2), maintain(t, db, Retention{}).Superseded)
+	for i, want := range []consumers.DeadStatus{consumers.DeadSuperseded, consumers.DeadSuperseded, consumers.DeadOpen, consumers.DeadOpen} {
+		require.Equal(t, want, getDead(t, db, ds[i].ID).Status, ds[i].Group)
+	}
+}
+
 func TestMaintenanceGoesOnAfterAFailedStep(t *testing.T) {
 	db := newDB(t)
 	inTx(t, db, func(ctx context.Context, tx *Tx) error {
