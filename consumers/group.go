@@ -41,6 +41,8 @@ type GroupConfig struct {
 	// Ordered keeps the order of a key behind a failed record. It is refused: see NewGroup.
 	Ordered bool
 	Policy  Policy
+	// Former are the group's retry topics of delays that its Policy had once: what waits in them is read too, or it would wait for ever.
+	Former []events.Topic
 	// MaxRecordBytes is the largest record that retry and dead-letter topics take; 0 means DefaultMaxRecordBytes.
 	MaxRecordBytes int
 	// Drain is how long a running transaction or call may go on after Handle's context was cancelled; 0 means DefaultDrain.
@@ -120,11 +122,16 @@ func (g *Group[T]) Name() events.Group { return g.cfg.Name }
 // Topic is what the group reads.
 func (g *Group[T]) Topic() events.Topic { return g.cfg.Topic }
 
-// RetryTopics lists the group's retry topics, fastest first.
+// RetryTopics lists the group's retry topics, fastest first, then former ones.
 func (g *Group[T]) RetryTopics() []events.Topic {
-	out := make([]events.Topic, 0, len(g.cfg.Policy.Delays))
+	out := make([]events.Topic, 0, len(g.cfg.Policy.Delays)+len(g.cfg.Former))
 	for _, d := range g.cfg.Policy.Delays {
 		out = append(out, events.RetryTopic(g.cfg.Name, d))
+	}
+	for _, t := range g.cfg.Former {
+		if !slices.Contains(out, t) {
+			out = append(out, t)
+		}
 	}
 	return out
 }

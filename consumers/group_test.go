@@ -892,3 +892,22 @@ func TestBrokenHandlerIsToldApart(t *testing.T) {
 	require.True(t, hasOutage(fmt.Errorf("wrapped: %w", awayError{})))
 	require.False(t, hasOutage(errors.New("x")))
 }
+
+// TestCopiesOfFormerTiersAreHandled: a copy waits in the topic of a delay that is configured no more.
+func TestCopiesOfFormerTiersAreHandled(t *testing.T) {
+	former := events.RetryTopic(events.GroupOrderCommands, time.Hour)
+	old := newFixture(t, GroupConfig{Name: events.GroupOrderCommands, Topic: events.TopicCommands, Policy: Policy{Delays: []time.Duration{time.Hour}}})
+	old.h.result = func(*Delivery) Result { return Result{Err: transient("no")} }
+	rec := record(events.TPlaceOrder, 0, 0)
+	old.handle(rec)
+	copies := old.copies(former)
+	require.Len(t, copies, 1)
+
+	f := newFixture(t, GroupConfig{
+		Name: events.GroupOrderCommands, Topic: events.TopicCommands, Policy: Policy{Delays: testDelays}, Former: []events.Topic{former, events.RetryTopic(events.GroupOrderCommands, testDelays[0])},
+	})
+	require.Len(t, f.group.RetryTopics(), len(testDelays)+1, "each once")
+	f.handle(copies...)
+	f.once(rec)
+	require.Empty(t, f.dead())
+}

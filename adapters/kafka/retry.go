@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -12,6 +13,32 @@ import (
 
 // GroupRetry is the group that reads the retry topics. Every process reads those of the groups that it runs.
 const GroupRetry events.Group = "retry"
+
+// Tiers answers the retry topics that there are of a group, whatever delays they were made for.
+func (c *Client) Tiers(ctx context.Context, group events.Group) ([]events.Topic, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	all, err := c.adm.ListTopics(ctx)
+	if err != nil {
+		return nil, wrong("list topics", err)
+	}
+	return tierTopics(all.Names(), c.cfg.Names, group), nil
+}
+
+// tierTopics picks a group's retry topics, as events.RetryTopic names them, from names in Kafka.
+func tierTopics(all []string, names events.Names, group events.Group) (out []events.Topic) {
+	for _, name := range all {
+		own, ok := strings.CutPrefix(name, names.Prefix)
+		if !ok {
+			continue
+		}
+		delay, ok := strings.CutPrefix(own, "retry."+string(group)+".")
+		if d, err := time.ParseDuration(delay); ok && err == nil && d > 0 && events.RetryTopic(group, d) == events.Topic(own) {
+			out = append(out, events.Topic(own))
+		}
+	}
+	return out
+}
 
 // RetrySource feeds the retry tiers of a process's groups: one member, whatever their number.
 type RetrySource struct {

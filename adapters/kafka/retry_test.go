@@ -128,3 +128,15 @@ func TestRetryPartitionsThatHaveEnoughArePaused(t *testing.T) {
 		eventually(t, 60*time.Second, "all handled: what was paused is resumed", func() bool { return l.count() == n })
 	})
 }
+
+// TestTiersOfFormerDelaysAreFound: retry.delays may change while copies wait in topics that the new ones do not name.
+func TestTiersOfFormerDelaysAreFound(t *testing.T) {
+	onBoth(t, func(k *env) {
+		t := k.T
+		k.topics(1, events.TopicCommands, events.DLQTopic(events.GroupStock), "retry.stock.5s", "retry.stock.90s", "retry.stock.1h", "retry.compensation-stock.5s", "retry.stock.old.5s",
+			"retry.stock.60s") // written otherwise than we write it: not ours
+		got, err := k.c.Tiers(t.Context(), events.GroupStock)
+		require.NoError(t, err)
+		require.ElementsMatch(t, []events.Topic{"retry.stock.5s", "retry.stock.90s", "retry.stock.1h"}, got)
+	})
+}

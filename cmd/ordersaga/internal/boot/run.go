@@ -57,7 +57,7 @@ func (a *App) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	work, err := a.workStage()
+	work, err := a.workStage(ctx)
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func (a *App) batchStage() stage {
 }
 
 // workStage is the consumer groups with their retries, and the sweeper.
-func (a *App) workStage() (stage, error) {
+func (a *App) workStage(ctx context.Context) (stage, error) {
 	var st stage
 	var retried []consumers.Retried
 	db := a.db.For(postgres.Consumers)
@@ -128,8 +128,12 @@ func (a *App) workStage() (stage, error) {
 			return g.Group == spec.group
 		})
 		topic := events.Groups[i].Topic
+		former, err := a.formerTiers(ctx, spec.group)
+		if err != nil {
+			return nil, err
+		}
 		g, err := consumers.NewGroup(consumers.GroupConfig{
-			Name: spec.group, Topic: topic, Inbox: spec.inbox, OnStalled: steps.Stalled, Observer: a.observer, Clock: a.db.Now,
+			Name: spec.group, Topic: topic, Inbox: spec.inbox, Former: former, OnStalled: steps.Stalled, Observer: a.observer, Clock: a.db.Now,
 			Policy: consumers.Policy{Delays: a.cfg.Retry.Delays, InPlace: inPlace(spec.group), EndlessUnknown: topic != events.TopicCommands},
 		}, consumers.Store[tx](db), telemetry.Traced(spec.handler(calls), a.tracing))
 		if err != nil {
@@ -166,6 +170,22 @@ func (a *App) workStage() (stage, error) {
 		}})
 	}
 	return st, nil
+}
+
+// formerTiers are a group's retry topics of delays that are configured no more. They are read like the others: retry.delays may change
+// while records wait.
+func (a *App) formerTiers(ctx context.Context, group events.Group) (former []events.Topic, err error) {
+	err = a.await(ctx, "the list of topics", func(ctx context.Context) (err error) {
+		former, err = a.kafka.Tiers(ctx, group)
+		return err
+	})
+	former = slices.DeleteFunc(former, func(t events.Topic) bool {
+		return slices.ContainsFunc(a.cfg.Retry.Delays, func(d time.Duration) bool { return events.RetryTopic(group, d) == t })
+	})
+	if len(former) > 0 {
+		a.log.Info("reads retry topics of former delays too", zap.String("group", string(group)), zap.Any("topics", former))
+	}
+	return former, err
 }
 
 // inPlace is how often a group tries again at once. The payment groups' gateway does so itself.
