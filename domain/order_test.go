@@ -54,6 +54,7 @@ func TestPriceRefuses(t *testing.T) {
 		"no customer":        {func(d *domain.Draft) { d.CustomerID = "" }, domain.Invalid, "/customer_id", "missing"},
 		"long customer":      {func(d *domain.Draft) { d.CustomerID = strings.Repeat("x", 129) }, domain.Invalid, "/customer_id", "longer"},
 		"customer with LF":   {func(d *domain.Draft) { d.CustomerID = "a\nb" }, domain.Invalid, "/customer_id", "control"},
+		"customer with NEL":  {func(d *domain.Draft) { d.CustomerID = "a\u0085b" }, domain.Invalid, "/customer_id", "control"},
 		"customer not UTF-8": {func(d *domain.Draft) { d.CustomerID = "a\xff" }, domain.Invalid, "/customer_id", "control"},
 		"currency":           {func(d *domain.Draft) { d.Currency = "eur" }, domain.Invalid, "/currency", "ISO 4217"},
 		"no method":          {func(d *domain.Draft) { d.PaymentMethod = "" }, domain.Invalid, "/payment_method", "missing"},

@@ -53,11 +53,12 @@ type flight struct {
 	stale map[domain.SKU]bool // changed since it began: not to be remembered
 }
 
-// wallClock gives the cache no ticks, so that it starts no goroutine: what expired goes when it is met or pushed out.
-type wallClock struct{}
+// steadyClock goes on from when it was made by the monotonic clock: one that is set back must not keep an old price (F18). It gives
+// the cache no ticks, so that it starts no goroutine: what expired goes when it is met or pushed out.
+type steadyClock struct{ made time.Time }
 
-func (wallClock) NowNano() int64                      { return time.Now().UnixNano() }
-func (wallClock) Tick(time.Duration) <-chan time.Time { return nil }
+func (c steadyClock) NowNano() int64                    { return c.made.UnixNano() + int64(time.Since(c.made)) }
+func (steadyClock) Tick(time.Duration) <-chan time.Time { return nil }
 
 // NewCachedCatalogue puts a cache before source. Close ends the loads under way.
 func NewCachedCatalogue(source Catalogue, cfg CatalogueConfig) (*CachedCatalogue, error) {
@@ -65,7 +66,7 @@ func NewCachedCatalogue(source Catalogue, cfg CatalogueConfig) (*CachedCatalogue
 	var err error
 	c.cache, err = otter.New(&otter.Options[domain.SKU, shelfEntry]{
 		MaximumSize: cfg.Products,
-		Clock:       wallClock{},
+		Clock:       steadyClock{time.Now()},
 		Executor:    func(fn func()) { fn() },
 		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[domain.SKU, shelfEntry]) time.Duration {
 			if e.Value.found {
