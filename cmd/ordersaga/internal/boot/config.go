@@ -355,6 +355,9 @@ func (c *Config) check() error {
 
 // Has reports whether the process has a role.
 func (c *Config) Has(role string) bool {
+	if n := c.Database.Operators; n == 1 { // maintenance holds a lock on one and works on another (F23)
+		bad("database.operator_conns: at least 2, not %d", n)
+	}
 	return slices.Contains(c.Roles, "all") || slices.Contains(c.Roles, role)
 }
 

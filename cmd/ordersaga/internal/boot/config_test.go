@@ -31,3 +31,8 @@ func TestListsInTheEnvironment(t *testing.T) {
 	require.True(t, c.Has(RoleRelay))
 	require.False(t, c.Has(RoleStock))
 }
+
+func TestF23_MaintenanceNeedsAConnectionBesideItsLock(t *testing.T) {
+	_, err := Load(Defaults(), "", environ("ORDERSAGA_DATABASE__OPERATOR_CONNS=1"), nil)
+	require.ErrorContains(t, err, "database.operator_conns: at least 2")
+}
