@@ -116,9 +116,11 @@ func (g *Gateway) breakerSettings() gobreaker.Settings {
 			var f *Failure
 			return err == nil || errors.As(err, &f) && f.Class == Conflict
 		},
+		// A stored 500 says nothing of the gateway as it is now. If it counted, a payment whose key has one would open the breaker anew with
+		// every probe, and the look-up that it needs, and everybody else's payments, would never be let through (F37).
 		IsExcluded: func(err error) bool {
 			var f *Failure
-			return errors.As(err, &f) && f.Class == Cancelled
+			return errors.As(err, &f) && (f.Class == Cancelled || f.replayed)
 		},
 	}
 }

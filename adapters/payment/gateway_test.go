@@ -354,6 +354,31 @@ func TestF24_RetriesAreBounded(t *testing.T) {
 	require.GreaterOrEqual(t, time.Since(start), time.Second, "Retry-After is a least wait")
 }
 
+func TestF37_AStoredErrorDoesNotKeepTheBreakerOpen(t *testing.T) {
+	failed := errorBody("api_error", "")
+	stored := say(500, failed, "Idempotent-Replayed", "true")
+	_, srv := run(t, say(500, failed), say(500, failed), stored, say(200, intentBody("requires_capture")))
+	cfg := testConfig(srv.URL)
+	cfg.Breaker = Breaker{Consecutive: 2, MinCalls: 1000, OpenFor: 50 * time.Millisecond}
+	g := newGateway(t, cfg)
+	reverse, lookUp := testRequest(domain.Reverse), testRequest(domain.LookUp)
+	for range 2 {
+		_, err := g.Do(t.Context(), reverse)
+		require.Error(t, err)
+	}
+	require.Equal(t, "open", g.BreakerState())
+	var f *Failure
+	require.Eventually(t, func() bool {
+		_, err := g.Do(t.Context(), reverse)
+		return errors.As(err, &f) && f.Class != Open
+	}, 5*time.Second, time.Millisecond)
+	require.True(t, f.Replayed(), "the probe met the stored answer: %v", f)
+	out, err := g.Do(t.Context(), lookUp)
+	require.NoError(t, err, "the look-up is the next probe")
+	require.Equal(t, domain.PaymentAuthorized, out.Result)
+	require.Equal(t, "closed", g.BreakerState())
+}
+
 func TestFullJitterDrawsFromTheWholeRange(t *testing.T) {
 	g := newGateway(t, Config{BaseURL: "http://127.0.0.1:1", APIKey: testKey, Retry: Retry{Base: 100 * time.Millisecond, Max: 200 * time.Millisecond}})
 	low, high := time.Hour, time.Duration(0)
