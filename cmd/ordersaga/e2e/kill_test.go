@@ -89,7 +89,7 @@ func TestF04_KillLoop(t *testing.T) {
 		case 2: // in the middle of the start
 			require.NoError(t, pause(t.Context(), rand.N(2*time.Second)))
 		}
-		require.False(t, p.ended(), "serve ended by itself: %v\n%s", p.err, tail(p.said(t), shownOnFailure))
+		require.False(t, p.ended(), "serve ended by itself: %v\n%s", p.end(), tail(p.said(t), shownOnFailure))
 		p.kill()
 		before = ended()
 		p = start()
@@ -133,7 +133,7 @@ func killFaults(seed uint64) simulator.Faults {
 func awaitProgress(t *testing.T, p *process, before int64, ended func() int64) time.Duration {
 	t.Helper()
 	require.True(t, waitFor(killSettle, func() bool { return ended() > before || p.ended() }), "nothing moves after a restart")
-	require.False(t, p.ended(), "serve ended by itself: %v\n%s", p.err, tail(p.said(t), shownOnFailure))
+	require.False(t, p.ended(), "serve ended by itself: %v\n%s", p.end(), tail(p.said(t), shownOnFailure))
 	return time.Since(p.started)
 }
 

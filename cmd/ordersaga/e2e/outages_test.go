@@ -58,7 +58,7 @@ func TestOutages(t *testing.T) {
 		require.Equal(t, map[string]int{"confirmed": len(ids)}, s.outcomes(ids))
 		require.True(t, waitFor(readyWithin, func() bool { return s.ready(s.addr) }))
 	})
-	require.False(t, p.ended(), "%v", p.err)
+	require.False(t, p.ended(), "%v", p.end())
 	books := s.clean()
 	require.Empty(t, books.DeadLetters)
 	s.sums(s.ids())

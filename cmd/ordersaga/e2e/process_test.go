@@ -131,6 +131,14 @@ func (p *process) ended() bool {
 	}
 }
 
+// end says how it ended.
+func (p *process) end() string {
+	if !p.ended() {
+		return "it runs"
+	}
+	return fmt.Sprint(p.err)
+}
+
 // kill ends it by SIGKILL and waits until it is gone.
 func (p *process) kill() {
 	if !p.ended() {
@@ -143,7 +151,7 @@ func (p *process) kill() {
 func (p *process) interrupt(tb testing.TB, sig os.Signal) (code int, took time.Duration) {
 	tb.Helper()
 	begin := time.Now()
-	require.False(tb, p.ended(), "%s has ended already: %v", p.name, p.err)
+	require.False(tb, p.ended(), "%s has ended already: %v", p.name, p.end())
 	require.NoError(tb, p.cmd.Process.Signal(sig))
 	return p.wait(tb, stopWithin), time.Since(begin)
 }

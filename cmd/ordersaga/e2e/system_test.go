@@ -245,7 +245,7 @@ func (s *system) ready(addr string) bool {
 func (s *system) awaitReady(p *process, addr string) {
 	s.tb.Helper()
 	require.Eventually(s.tb, func() bool { return p.ended() || s.ready(addr) }, readyWithin, tick, "%s is not ready", p.name)
-	require.False(s.tb, p.ended(), "%s ended at its start: %v\n%s", p.name, p.err, tail(p.said(s.tb), shownOnFailure))
+	require.False(s.tb, p.ended(), "%s ended at its start: %v\n%s", p.name, p.end(), tail(p.said(s.tb), shownOnFailure))
 }
 
 // product puts a product into the catalogue, with so many on hand.
