@@ -117,9 +117,7 @@ func New(cfg Config, tokens *Tokens, limits Limits, d Deps) *API {
 	}
 	a.tokens.Store(tokens)
 	HandlerWithOptions(a, StdHTTPServerOptions{BaseRouter: a.mux, ErrorHandlerFunc: a.unreadable})
-	a.mux.HandleFunc("GET /healthz", a.health)
-	a.mux.HandleFunc("GET /readyz", a.ready)
-	a.mux.Handle("GET /metrics", d.Metrics)
+	a.probes()
 	a.mux.HandleFunc("GET /openapi.yaml", document(d.OpenAPI))
 	a.mux.HandleFunc("GET /asyncapi.yaml", document(d.AsyncAPI))
 	if d.Schemas != nil {
@@ -129,6 +127,22 @@ func New(cfg Config, tokens *Tokens, limits Limits, d Deps) *API {
 		a.mux.Handle("/debug/", d.Debug)
 	}
 	return a
+}
+
+// NewProbes makes the part of the API that a process without orders has: /healthz, /readyz and /metrics, which take no token. Of d it
+// uses Ready, Log and Metrics.
+func NewProbes(d Deps) *API {
+	d.Hub = NewHub()
+	a := &API{Deps: d, limiter: newLimiter(Limits{}), mux: http.NewServeMux(), crossOrigin: http.NewCrossOriginProtection()}
+	a.tokens.Store(&Tokens{})
+	a.probes()
+	return a
+}
+
+func (a *API) probes() {
+	a.mux.HandleFunc("GET /healthz", a.health)
+	a.mux.HandleFunc("GET /readyz", a.ready)
+	a.mux.Handle("GET /metrics", a.Metrics)
 }
 
 // Route is the pattern that a request meets, "" if none does: a label of bounded variety, for metrics.

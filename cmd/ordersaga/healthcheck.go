@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -17,15 +18,22 @@ func healthcheckCommand(g *globals) *cobra.Command {
 	var ready bool
 	c := &cobra.Command{
 		Use: "healthcheck", Short: "Ask the service on this machine whether it is alive (for container health checks)", Args: cobra.NoArgs,
+		Long:    "Asks at http.addr, or at http.probes_addr if the process has not the role http. Exits 1 if it is not alive, or not ready.",
 		Example: "  ordersaga healthcheck --ready",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := g.settings(boot.Defaults(), nil)
 			if err != nil {
 				return err
 			}
-			host, port, err := net.SplitHostPort(cfg.HTTP.Addr)
+			addr := cfg.HTTP.Addr
+			if !cfg.Has(boot.RoleHTTP) {
+				if addr = cfg.HTTP.ProbesAddr; addr == "" {
+					return usagef("without the role http a process is asked at http.probes_addr, which is not set")
+				}
+			}
+			host, port, err := net.SplitHostPort(addr)
 			if err != nil {
-				return usagef("http.addr %q: want host:port", cfg.HTTP.Addr)
+				return usagef("%q: want host:port", addr)
 			}
 			if host == "" || host == "0.0.0.0" || host == "::" {
 				host = "127.0.0.1"
@@ -34,7 +42,10 @@ func healthcheckCommand(g *globals) *cobra.Command {
 			if cfg.HTTP.TLS.CertFile != "" {
 				scheme = "https"
 			}
-			cl, err := apiclient.New(fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(host, port)), "")
+			cl, err := apiclient.New(fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(host, port)), "", func(t *http.Transport) {
+				// It asks its own machine, sends nothing secret and believes only the status; the certificate is for another name.
+				t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // as said above
+			})
 			if err != nil {
 				return err
 			}

@@ -41,6 +41,9 @@ func serveCommand(g *globals) *cobra.Command {
 			if show {
 				return printConfig(cmd, g, &cfg)
 			}
+			if err := cfg.CheckServe(); err != nil {
+				return &usageError{err}
+			}
 			log, lv, err := telemetry.NewLogger(telemetry.LogConfig{Level: cfg.Log.Level, Format: cfg.Log.Format, Output: cmd.ErrOrStderr()})
 			if err != nil {
 				return &usageError{err}

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,8 +26,8 @@ type Client struct {
 	http  *http.Client
 }
 
-// New makes a client of the service at base, such as http://127.0.0.1:8080.
-func New(base, token string) (*Client, error) {
+// New makes a client of the service at base, such as http://127.0.0.1:8080. More settles what is special about its connections.
+func New(base, token string, more ...func(*http.Transport)) (*Client, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("the service's address %q is no URL such as http://127.0.0.1:8080", base)
@@ -34,6 +35,9 @@ func New(base, token string) (*Client, error) {
 	t := &http.Transport{Proxy: http.ProxyFromEnvironment, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second}
 	t.MaxIdleConnsPerHost = 64
 	t.ResponseHeaderTimeout = time.Minute
+	for _, f := range more {
+		f(t)
+	}
 	return &Client{base: strings.TrimRight(base, "/"), token: token, http: &http.Client{Transport: t}}, nil
 }
 
@@ -134,6 +138,10 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {
 		err = ue.Err
+	}
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return fmt.Errorf("%s is not trusted: %w (SSL_CERT_FILE names the authority to trust)", c.base, err)
 	}
 	return fmt.Errorf("no answer from %s: %w (is the service running? --url or ORDERSAGA_URL choose another)", c.base, err)
 }

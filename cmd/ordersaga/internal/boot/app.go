@@ -57,6 +57,8 @@ type App struct {
 	hub      *httpapi.Hub
 	api      *httpapi.API
 	server   *httpapi.Server
+	probeAPI *httpapi.API
+	probes   *httpapi.Server // nil: none but the API's own
 	intake   *saga.Intake[tx]
 	admit    *admission
 
@@ -131,9 +133,25 @@ func New(ctx context.Context, cfg Config, opts Options) (a *App, err error) {
 	a.closers = append(a.closers, a.cache.Close)
 	a.admit = newAdmission(a.db, cfg.Intake, opts.DataDir)
 	if cfg.Has(RoleHTTP) {
-		return a, a.openHTTP(ctx)
+		if err := a.openHTTP(ctx); err != nil {
+			return a, err
+		}
+	} else if cfg.HTTP.ProbesAddr == "" {
+		a.log.Warn("nobody can ask this process how it is: set http.probes_addr for /healthz, /readyz and /metrics")
 	}
-	return a, nil
+	return a, a.openProbes(ctx)
+}
+
+// openProbes serves the probes and metrics on an address of their own, if one is set.
+func (a *App) openProbes(ctx context.Context) (err error) {
+	if a.cfg.HTTP.ProbesAddr == "" {
+		return nil
+	}
+	a.probeAPI = httpapi.NewProbes(httpapi.Deps{Ready: a.ready, Log: a.slog, Metrics: a.metrics.Handler()})
+	if a.probes, err = httpapi.Listen(ctx, a.cfg.HTTP.ProbesAddr, a.probeAPI, a.probeAPI, nil, a.slog); err != nil {
+		return fmt.Errorf("%w (http.probes_addr chooses another address)", err)
+	}
+	return nil
 }
 
 // Close closes what New opened; Run must have returned.
@@ -292,8 +310,11 @@ func (a *App) openHTTP(ctx context.Context) error {
 		}
 	}
 	a.closers = append(a.closers, stop)
-	a.server, err = httpapi.Listen(ctx, a.cfg.HTTP.Addr, a.api, telemetry.HTTPMiddleware(a.api, a.api.Route, a.tracing, a.metrics, a.log), tlsConfig, a.slog)
-	return err
+	handler := telemetry.HTTPMiddleware(a.api, a.api.Route, a.tracing, a.metrics, a.log)
+	if a.server, err = httpapi.Listen(ctx, a.cfg.HTTP.Addr, a.api, handler, tlsConfig, a.slog); err != nil {
+		return fmt.Errorf("%w (http.addr, --http-addr or ORDERSAGA_HTTP_ADDR choose another address)", err)
+	}
+	return nil
 }
 
 func httpLimits(c *Config) httpapi.Limits {

@@ -8,6 +8,8 @@ package boot
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"reflect"
@@ -61,7 +63,7 @@ type Kafka struct {
 	Session     time.Duration `koanf:"session_timeout"`
 	Partitions  int32         `koanf:"partitions" doc:"of the topics that the saga runs on"`
 	Replication int16         `koanf:"replication"`
-	Embedded    bool          `koanf:"-"` // the in-process broker of dev
+	Embedded    bool          `koanf:"embedded" doc:"the brokers are the in-process one of dev: topics keep by size, not by age"`
 	TLS         TLS           `koanf:"tls"`
 	SASL        SASL          `koanf:"sasl"`
 }
@@ -86,8 +88,9 @@ type SASL struct {
 // HTTP is the intake and the operators' interface.
 type HTTP struct {
 	Addr       string        `koanf:"addr"`
+	ProbesAddr string        `koanf:"probes_addr" doc:"where /healthz, /readyz and /metrics are served too, without TLS; for processes without the role http"`
 	TokensFile string        `koanf:"tokens_file" doc:"hashed bearer tokens with roles"`
-	Open       bool          `koanf:"open" doc:"no tokens: every caller is admin; for dev only"`
+	Open       bool          `koanf:"open" doc:"no tokens: every caller is admin; for dev, and for trials on a loopback address"`
 	TLS        TLS           `koanf:"tls"`
 	MaxBody    int64         `koanf:"max_body_bytes"`
 	Rate       float64       `koanf:"rate_per_caller" doc:"requests a second and caller"`
@@ -269,7 +272,12 @@ func unmarshal(k *koanf.Koanf, c *Config) error {
 		),
 	}})
 	if err != nil {
-		return fmt.Errorf("configuration: %w", err)
+		// mapstructure lists what does not fit under a heading of its own, a line each.
+		_, list, _ := strings.Cut(err.Error(), "\n\n")
+		if list == "" {
+			list = err.Error()
+		}
+		return fmt.Errorf("configuration: %s", strings.ReplaceAll(list, "\n", "; "))
 	}
 	if len(md.Unused) > 0 {
 		sort.Strings(md.Unused)
@@ -347,17 +355,29 @@ func (c *Config) check() error {
 			bad("%s: at least 1, not %d", key, n)
 		}
 	}
+	if n := c.Database.Operators; n == 1 { // maintenance holds a lock on one and works on another (F23)
+		bad("database.operator_conns: at least 2, not %d", n)
+	}
 	if len(errs) > 0 {
 		return fmt.Errorf("configuration: %w", errors.Join(errs...))
 	}
 	return nil
 }
 
+// CheckServe refuses what only dev may do: be open to callers from elsewhere.
+func (c *Config) CheckServe() error {
+	if !c.HTTP.Open {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(c.HTTP.Addr)
+	if ip, perr := netip.ParseAddr(host); err == nil && (host == "localhost" || perr == nil && ip.IsLoopback()) {
+		return nil
+	}
+	return fmt.Errorf("configuration: http.open makes every caller an admin, so http.addr must be on loopback, such as 127.0.0.1:8080, not %q: set http.tokens_file instead", c.HTTP.Addr)
+}
+
 // Has reports whether the process has a role.
 func (c *Config) Has(role string) bool {
-	if n := c.Database.Operators; n == 1 { // maintenance holds a lock on one and works on another (F23)
-		bad("database.operator_conns: at least 2, not %d", n)
-	}
 	return slices.Contains(c.Roles, "all") || slices.Contains(c.Roles, role)
 }
 

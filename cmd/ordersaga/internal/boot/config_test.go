@@ -36,3 +36,22 @@ func TestF23_MaintenanceNeedsAConnectionBesideItsLock(t *testing.T) {
 	_, err := Load(Defaults(), "", environ("ORDERSAGA_DATABASE__OPERATOR_CONNS=1"), nil)
 	require.ErrorContains(t, err, "database.operator_conns: at least 2")
 }
+
+func TestServeIsOpenOnLoopbackOnly(t *testing.T) {
+	for addr, fine := range map[string]bool{
+		"127.0.0.1:8080": true, "[::1]:8080": true, "localhost:80": true, ":8080": false, "0.0.0.0:80": false, "10.0.0.1:80": false, "shop.example:80": false, "": false,
+	} {
+		c := Defaults()
+		c.HTTP.Addr, c.HTTP.Open = addr, true
+		require.Equal(t, fine, c.CheckServe() == nil, "%q: %v", addr, c.CheckServe())
+		c.HTTP.Open = false
+		require.NoError(t, c.CheckServe(), addr)
+	}
+}
+
+func TestWhatDoesNotFitIsNamedOnOneLine(t *testing.T) {
+	_, err := Load(Defaults(), "", environ("ORDERSAGA_HTTP__MAX_BODY_BYTES=much", "ORDERSAGA_KAFKA__PARTITIONS=x"), nil)
+	require.ErrorContains(t, err, "http.max_body_bytes")
+	require.ErrorContains(t, err, "kafka.partitions")
+	require.NotContains(t, err.Error(), "\n")
+}

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"ordersaga/adapters/httpapi"
 	"ordersaga/adapters/kafka"
 	"ordersaga/adapters/postgres"
 	"ordersaga/adapters/telemetry"
@@ -65,6 +66,7 @@ func (a *App) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	intake = append(intake, a.probesDrain()...)
 	a.log.Info("started", zap.Strings("roles", a.cfg.Roles), zap.String("http", a.HTTPAddr()), zap.String("version", a.opts.Version))
 	err = supervise(ctx, a.cfg.Shutdown.Timeout, intake, a.batchStage(), work, relay, a.houseStage())
 	a.log.Info("stopped", zap.Error(err))
@@ -81,21 +83,36 @@ func (a *App) intakeStage() (stage, error) {
 		return nil, err
 	}
 	return stage{
-		{"http", func(ctx context.Context) error {
-			served := make(chan error, 1)
-			go func() { served <- a.server.Serve() }()
-			select {
-			case err := <-served:
-				return err
-			case <-ctx.Done():
-			}
-			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.cfg.Shutdown.Timeout/2)
-			defer cancel()
-			return errors.Join(a.server.Shutdown(stop), <-served)
-		}},
+		{"http", func(ctx context.Context) error { return a.listen(ctx, a.server) }},
 		{"events", func(ctx context.Context) error { return tail.Run(ctx, nil, a.publish) }},
 		{"admission", a.admit.run},
 	}, nil
+}
+
+// listen answers requests until ctx ends, then lets those under way finish.
+func (a *App) listen(ctx context.Context, s *httpapi.Server) error {
+	served := make(chan error, 1)
+	go func() { served <- s.Serve() }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.cfg.Shutdown.Timeout/2)
+	defer cancel()
+	return errors.Join(s.Shutdown(stop), <-served)
+}
+
+// probesDrain makes the probes red when the process begins to stop; they answer until it has.
+func (a *App) probesDrain() stage {
+	if a.probes == nil {
+		return nil
+	}
+	return stage{{"probes drain", func(ctx context.Context) error {
+		<-ctx.Done()
+		a.probeAPI.Drain()
+		return nil
+	}}}
 }
 
 // batchStage commits what the intake has queued; it outlives the listener.
@@ -214,6 +231,9 @@ func (a *App) relayStage() (stage, error) {
 // houseStage is what keeps the house: partitions, retention, operations left half done, metrics, reloading.
 func (a *App) houseStage() stage {
 	st := stage{{"upkeep", a.upkeep}, {"metrics", a.watchMetrics}}
+	if a.probes != nil {
+		st = append(st, task{"probes", func(ctx context.Context) error { return a.listen(ctx, a.probes) }})
+	}
 	if paths := a.watched(); len(paths) > 0 {
 		st = append(st, task{"reload", func(ctx context.Context) error { return watch(ctx, paths, a.reload) }})
 	}
