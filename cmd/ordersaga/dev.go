@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"go.yaml.in/yaml/v3"
 	"golang.org/x/term"
 
 	"ordersaga/adapters/embedded"
@@ -34,6 +36,36 @@ type devFlags struct {
 	demo                     int
 	exit                     bool
 	latency                  time.Duration
+}
+
+// devConfig is the file in the data directory that says where everything is, for the commands that go to the database and the brokers
+// themselves: doctor, audit, topics, migrate.
+const devConfig = "dev.yaml"
+
+// writeDevConfig writes it for its owner only: it holds the database's password.
+func writeDevConfig(path string, cfg *boot.Config, httpAddr string) error {
+	b, err := yaml.Marshal(map[string]any{
+		"database": map[string]any{"url": cfg.Database.URL},
+		"kafka": map[string]any{
+			"brokers": cfg.Kafka.Brokers, "topic_prefix": cfg.Kafka.TopicPrefix, "partitions": cfg.Kafka.Partitions,
+			"replication": cfg.Kafka.Replication, "embedded": cfg.Kafka.Embedded,
+		},
+		"payment": map[string]any{"url": cfg.Payment.URL, "api_key": cfg.Payment.APIKey},
+		"http":    map[string]any{"addr": httpAddr},
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", devConfig, err)
+	}
+	b = append([]byte("# Where `ordersaga dev` runs what; written at every start. Use: ordersaga --config THIS_FILE doctor | audit | topics plan\n"), b...)
+	// A new file, renamed: one that is there already may be readable for others.
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w", devConfig, err)
+	}
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return fmt.Errorf("%s: %w", devConfig, err)
+	}
+	return os.Rename(tmp, path)
 }
 
 // devKey is the simulator's API key; it opens nothing else.
@@ -148,9 +180,13 @@ func dev(cmd *cobra.Command, g *globals, f *devFlags) (err error) {
 	h.where = append(h.where, [2]string{"http", "http://" + app.HTTPAddr()})
 	addrs := map[string]string{}
 	for _, w := range h.where {
-		addrs[w[0]] = strings.TrimPrefix(w[1], "http://")
+		where, _, _ := strings.Cut(w[1], " ")
+		addrs[w[0]] = strings.TrimPrefix(where, "http://")
 	}
 	if err := h.lock.Publish(addrs); err != nil {
+		return err
+	}
+	if err := writeDevConfig(filepath.Join(dir, devConfig), &cfg, app.HTTPAddr()); err != nil {
 		return err
 	}
 	return h.live(cmd, g, f, app, &cfg, dir)
@@ -246,7 +282,7 @@ func (h *devHouse) furnish(ctx context.Context, cfg *boot.Config, f *devFlags, d
 		}
 		b, err := embedded.StartBroker(ctx, embedded.BrokerConfig{DataDir: filepath.Join(dir, "kafka"), Port: port, Log: slog})
 		if err != nil {
-			return fmt.Errorf("%w (another port: --kafka-addr 127.0.0.1:0)", err)
+			return fmt.Errorf("%w (with --kafka-addr; port 0 takes a free one)", err)
 		}
 		cfg.Kafka.Brokers, cfg.Kafka.Embedded = b.Addrs(), true
 		h.add("kafka", strings.Join(b.Addrs(), ","), b.Close)
@@ -254,6 +290,7 @@ func (h *devHouse) furnish(ctx context.Context, cfg *boot.Config, f *devFlags, d
 		if err != nil {
 			return err
 		}
+		log := log.WithOptions(zap.AddStacktrace(zap.FatalLevel)) // where it stands tells nobody anything
 		for _, w := range wrong {
 			log.Error("embedded broker: "+w, zap.String("what to do", "stop, remove "+filepath.Join(dir, "kafka")+", start again: the outbox is relayed anew"))
 		}
@@ -276,8 +313,16 @@ func (h *devHouse) furnish(ctx context.Context, cfg *boot.Config, f *devFlags, d
 		return err
 	}
 	cfg.Payment.URL, cfg.Payment.APIKey = addr, devKey
-	h.add("gateway", cfg.Payment.URL+" (simulator; faults: PUT /_control)", func(context.Context) error { return sim.Close() })
+	h.add("gateway", cfg.Payment.URL+" (simulator with API key "+devKey+"; faults: PUT /_control)", func(context.Context) error { return sim.Close() })
 	return nil
+}
+
+// self is how this program is called again.
+func self() string {
+	if strings.Contains(os.Args[0], "go-build") {
+		return "go run ./cmd/ordersaga" // which keeps no binary
+	}
+	return os.Args[0]
 }
 
 func devPort(addr string) (int, error) {
@@ -307,12 +352,13 @@ func (h *devHouse) announce(w io.Writer, cfg *boot.Config, dir string) {
 	}
 	fmt.Fprintf(&b, `
 Try:
-  curl -s %[1]s/v1/orders -H 'Idempotency-Key: a1' -H 'Prefer: wait=10' --json '{"customer_id":"c-17","currency":"EUR","items":[{"sku":"TEA-1","quantity":2}],"payment_method":"pm_card_visa"}'
-  ORDERSAGA_URL=%[1]s go run ./cmd/ordersaga orders list
+  curl -s %[1]s/v1/orders -H 'Idempotency-Key: a1' -H 'Prefer: wait=10' -H 'Content-Type: application/json' -d '{"customer_id":"c-17","currency":"EUR","items":[{"sku":"TEA-1","quantity":2}],"payment_method":"pm_card_visa"}'
+  %[4]s --url %[1]s orders list
   kcat -b %[2]s -C -t %[3]sorders.events.v1 -o beginning -e
+The commands doctor, audit, topics and migrate find all of it with --config %[5]s
 Ctrl-C stops everything.
 
-`, base, cfg.Kafka.Brokers[0], cfg.Kafka.TopicPrefix)
+`, base, cfg.Kafka.Brokers[0], cfg.Kafka.TopicPrefix, self(), filepath.Join(dir, devConfig))
 	_, _ = io.WriteString(w, b.String()) // to the terminal
 }
 
