@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -31,8 +32,21 @@ func (f *deadFilter) flags(c *cobra.Command, status string) {
 	fs.StringVar(&f.typ, "type", "", "message type, such as ReversePayment")
 	fs.StringVar(&f.order, "order", "", "order id")
 	fs.StringVar(&f.fingerprint, "fingerprint", "", "only those of the same cause")
-	_ = c.RegisterFlagCompletionFunc("status", cobra.FixedCompletions([]string{"open", "replaying", "resolved", "discarded", "superseded"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("status", cobra.FixedCompletions(deadStatuses, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("class", cobra.FixedCompletions(deadClasses, cobra.ShellCompDirectiveNoFileComp))
+	check := c.RunE
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := errors.Join(oneOf("--status", f.status, deadStatuses), oneOf("--class", f.class, deadClasses)); err != nil {
+			return err
+		}
+		return check(cmd, args)
+	}
 }
+
+var (
+	deadStatuses = []string{"open", "replaying", "resolved", "discarded", "superseded"}
+	deadClasses  = []string{"poison", "exhausted", "id_reused", "too_large"}
+)
 
 func (f *deadFilter) query() url.Values {
 	q := url.Values{}

@@ -115,7 +115,46 @@ func newRoot() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "jsonl"}, cobra.ShellCompDirectiveNoFileComp))
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(commands(g)...)
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		finish(c)
+	}
 	return root
+}
+
+// finish gives a command what cobra leaves out: one that only holds others refuses what it does not know, where cobra would show the
+// help and call that success; and the completion commands have examples as every other.
+func finish(c *cobra.Command) {
+	if c.HasSubCommands() && !c.Runnable() {
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return usagef("unknown command %q for %q (%s --help lists them)", args[0], cmd.CommandPath(), cmd.CommandPath())
+		}
+	}
+	for _, sub := range c.Commands() {
+		if c.Name() == "completion" {
+			sub.Example = completionExamples[sub.Name()]
+		}
+		finish(sub)
+	}
+}
+
+// completionExamples are how each shell loads its script for the session.
+var completionExamples = map[string]string{
+	"bash":       "  source <(ordersaga completion bash)",
+	"zsh":        "  source <(ordersaga completion zsh)",
+	"fish":       "  ordersaga completion fish | source",
+	"powershell": "  ordersaga completion powershell | Out-String | Invoke-Expression",
+}
+
+// oneOf refuses a value of a flag or argument that is none of those allowed; empty is left to the command.
+func oneOf(what, value string, allowed []string) error {
+	if value == "" || slices.Contains(allowed, value) {
+		return nil
+	}
+	return usagef("%s is %s or %s, not %q", what, strings.Join(allowed[:len(allowed)-1], ", "), allowed[len(allowed)-1], clean(value))
 }
 
 func envOr(key, def string) string {

@@ -89,7 +89,11 @@ func orderJSON(in io.Reader, file, customer, currency, method string, items []st
 	case file == "-":
 		return io.ReadAll(in)
 	case file != "":
-		return os.ReadFile(file)
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, usagef("--file: %v", err)
+		}
+		return b, nil
 	case customer == "" || len(items) == 0:
 		return nil, usagef("an order needs --customer and at least one --item, or -f with a JSON body")
 	}
@@ -115,8 +119,26 @@ func because(reason string) string {
 	return " (" + reason + ")"
 }
 
+// amount shows minor units as people write the currency. ISO 4217 gives most currencies two decimals; those with others are few.
 func amount(minor int64, currency string) string {
-	return fmt.Sprintf("%d.%02d %s", minor/100, minor%100, currency)
+	decimals, other := decimalsOf[currency]
+	if !other {
+		decimals = 2
+	}
+	if decimals == 0 {
+		return fmt.Sprintf("%d %s", minor, currency)
+	}
+	unit := int64(1)
+	for range decimals {
+		unit *= 10
+	}
+	return fmt.Sprintf("%d.%0*d %s", minor/unit, decimals, minor%unit, currency)
+}
+
+// decimalsOf is the currencies of ISO 4217 whose minor unit is not a hundredth.
+var decimalsOf = map[string]int{
+	"BIF": 0, "CLP": 0, "DJF": 0, "GNF": 0, "ISK": 0, "JPY": 0, "KMF": 0, "KRW": 0, "PYG": 0, "RWF": 0, "UGX": 0, "VND": 0, "VUV": 0, "XAF": 0, "XOF": 0, "XPF": 0,
+	"BHD": 3, "IQD": 3, "JOD": 3, "KWD": 3, "LYD": 3, "OMR": 3, "TND": 3,
 }
 
 func ordersGet(g *globals) *cobra.Command {
@@ -157,8 +179,10 @@ func each[T any](cmd *cobra.Command, g *globals, ids []string, do func(context.C
 		}
 		rows = append(rows, v)
 	}
-	if err := list(cmd, g, rows, header, cells); err != nil {
-		return err
+	if len(rows) > 0 || g.output == "json" {
+		if err := list(cmd, g, rows, header, cells); err != nil {
+			return err
+		}
 	}
 	if failed > 0 {
 		return &failedError{fmt.Sprintf("%d of %d failed", failed, len(ids))}
@@ -187,6 +211,9 @@ func ordersList(g *globals) *cobra.Command {
 		Use: "list", Short: "List orders, newest first", Args: cobra.NoArgs,
 		Example: "  ordersaga orders list --status rejected --limit 20\n  ordersaga orders list --customer c-17 -o jsonl",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := oneOf("--status", status, orderStatuses); err != nil {
+				return err
+			}
 			q := url.Values{}
 			setIf(q, "status", status)
 			setIf(q, "customer_id", customer)
@@ -204,9 +231,11 @@ func ordersList(g *globals) *cobra.Command {
 	c.Flags().StringVar(&status, "status", "", "pending, confirmed, rejected or cancelled")
 	c.Flags().StringVar(&customer, "customer", "", "customer id")
 	c.Flags().IntVar(&limit, "limit", 50, "how many at most; 0: all")
-	_ = c.RegisterFlagCompletionFunc("status", cobra.FixedCompletions([]string{"pending", "confirmed", "rejected", "cancelled"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("status", cobra.FixedCompletions(orderStatuses, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
+
+var orderStatuses = []string{"pending", "confirmed", "rejected", "cancelled"}
 
 func setIf(q url.Values, key, value string) {
 	if value != "" {

@@ -36,7 +36,11 @@ func list[T any](cmd *cobra.Command, g *globals, rows []T, header []string, cell
 		return err
 	}
 	for _, r := range rows {
-		if _, err := fmt.Fprintln(tw, clean(strings.Join(cells(r), "\t"))); err != nil {
+		line := cells(r)
+		for i := range line {
+			line[i] = strings.Join(strings.Fields(line[i]), " ") // a cell is one line, whatever the error in it
+		}
+		if _, err := fmt.Fprintln(tw, clean(strings.Join(line, "\t"))); err != nil {
 			return err
 		}
 	}

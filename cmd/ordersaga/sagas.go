@@ -29,6 +29,9 @@ func sagasList(g *globals) *cobra.Command {
 		Use: "list", Short: "List sagas, newest first", Args: cobra.NoArgs,
 		Example: "  ordersaga sagas list --stuck\n  ordersaga sagas list --phase compensating --older-than 10m -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := oneOf("--phase", phase, sagaPhases); err != nil {
+				return err
+			}
 			q := url.Values{}
 			setIf(q, "phase", phase)
 			setIf(q, "older_than", older)
@@ -51,9 +54,14 @@ func sagasList(g *globals) *cobra.Command {
 	f.BoolVar(&stuck, "stuck", false, "only those that are flagged as stuck or have not moved for a minute")
 	f.StringVar(&older, "older-than", "", "only those that have not changed for so long, such as 10m")
 	f.IntVar(&limit, "limit", 50, "how many at most; 0: all")
-	_ = c.RegisterFlagCompletionFunc("phase", cobra.FixedCompletions([]string{"running", "completed", "compensating", "compensated"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("phase", cobra.FixedCompletions(sagaPhases, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
+
+var (
+	sagaPhases    = []string{"running", "completed", "compensating", "compensated"}
+	sagaDecisions = []string{"retry", "mark_done", "take"}
+)
 
 var sagaHeader = []string{"ORDER", "SAGA", "STATUS", "REASON", "UPDATED", "STUCK", "OWNER"}
 
@@ -132,9 +140,17 @@ func sagasResolve(g *globals) *cobra.Command {
 		Long:  "retry commands again what is outstanding; mark_done records that a step or an undo was done by hand; take says that you look after it. Every decision is recorded.",
 		Example: `  ordersaga sagas resolve 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e retry
   ordersaga sagas resolve 01938f6c-8b8a-7c3e-9d1c-2f4b5a6c7d8e mark_done --name payment --note "refunded by hand, case 4711" --yes`,
-		Args:      cobra.ExactArgs(2),
-		ValidArgs: []string{"retry", "mark_done", "take"},
+		Args: cobra.ExactArgs(2),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return sagaDecisions, cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := oneOf("the decision", args[1], sagaDecisions); err != nil {
+				return err
+			}
 			if args[1] == "mark_done" && name == "" {
 				return usagef("mark_done needs --name: a step, or the participant whose undo was done")
 			}
