@@ -15,6 +15,7 @@ import (
 // The contract of the runtime's stores, the same as the one in memory keeps.
 func TestStoreSuiteOfConsumers(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Store[*postgres.Tx] {
+		t.Helper()
 		url := testenv.Postgres(t)
 		db, err := postgres.Open(t.Context(), postgres.Config{URL: url})
 		require.NoError(t, err)
