@@ -128,6 +128,7 @@ func devDefaults() boot.Config {
 	d.Database.URL, d.Payment.URL = "", ""
 	d.Kafka.Brokers, d.Kafka.Replication, d.Kafka.Partitions = nil, 1, 8
 	d.HTTP.Open, d.HTTP.Rate, d.HTTP.Burst = true, 20_000, 20_000
+	d.Payment.Rate, d.Payment.Burst = 20_000, 20_000 // the simulator has no limit
 	d.Log.Format = "console"
 	return d
 }
@@ -416,7 +417,8 @@ func settled(ctx context.Context, app *boot.App, gw *payment.Gateway) (*audit.Re
 
 func writeDemo(cmd *cobra.Command, g *globals, rep *demo.Report, books *audit.Report) error {
 	if g.output != "text" {
-		return encode(cmd.OutOrStdout(), map[string]any{"outcomes": rep.Outcomes, "unexpected": rep.Unexpected, "seconds": rep.Took.Seconds(), "audit": books}, g.output == "json")
+		unexpected := append([]string{}, rep.Unexpected...) // an empty list is [], not null
+		return encode(cmd.OutOrStdout(), map[string]any{"outcomes": rep.Outcomes, "unexpected": unexpected, "seconds": rep.Took.Seconds(), "audit": books}, g.output == "json")
 	}
 	if err := list(cmd, g, rep.Rows(), []string{"ORDERS", "OUTCOME", "COUNT"}, func(r [3]string) []string { return r[:] }); err != nil {
 		return err

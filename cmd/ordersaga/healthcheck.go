@@ -18,18 +18,21 @@ func healthcheckCommand(g *globals) *cobra.Command {
 	var ready bool
 	c := &cobra.Command{
 		Use: "healthcheck", Short: "Ask the service on this machine whether it is alive (for container health checks)", Args: cobra.NoArgs,
-		Long:    "Asks at http.addr, or at http.probes_addr if the process has not the role http. Exits 1 if it is not alive, or not ready.",
+		Long:    "Asks at http.probes_addr if that is set, else at http.addr. Exits 1 if it is not alive, or not ready.",
 		Example: "  ordersaga healthcheck --ready",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := g.settings(boot.Defaults(), nil)
 			if err != nil {
 				return err
 			}
-			addr := cfg.HTTP.Addr
-			if !cfg.Has(boot.RoleHTTP) {
-				if addr = cfg.HTTP.ProbesAddr; addr == "" {
-					return usagef("without the role http a process is asked at http.probes_addr, which is not set")
-				}
+			addr, scheme := cfg.HTTP.Addr, "http"
+			switch {
+			case cfg.HTTP.ProbesAddr != "":
+				addr = cfg.HTTP.ProbesAddr
+			case !cfg.Has(boot.RoleHTTP):
+				return usagef("without the role http a process is asked at http.probes_addr, which is not set")
+			case cfg.HTTP.TLS.CertFile != "":
+				scheme = "https"
 			}
 			host, port, err := net.SplitHostPort(addr)
 			if err != nil {
@@ -37,10 +40,6 @@ func healthcheckCommand(g *globals) *cobra.Command {
 			}
 			if host == "" || host == "0.0.0.0" || host == "::" {
 				host = "127.0.0.1"
-			}
-			scheme := "http"
-			if cfg.HTTP.TLS.CertFile != "" {
-				scheme = "https"
 			}
 			cl, err := apiclient.New(fmt.Sprintf("%s://%s", scheme, net.JoinHostPort(host, port)), "", func(t *http.Transport) {
 				// It asks its own machine, sends nothing secret and believes only the status; the certificate is for another name.
