@@ -147,12 +147,12 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// interrupt asks it to end as Ctrl-C does, and answers its exit status and how long it took.
-func (p *process) interrupt(tb testing.TB, sig os.Signal) (code int, took time.Duration) {
+// interrupt signals it with all of its process group, as Ctrl-C in a terminal does, and answers its exit status and how long it took.
+func (p *process) interrupt(tb testing.TB, sig syscall.Signal) (code int, took time.Duration) {
 	tb.Helper()
 	begin := time.Now()
 	require.False(tb, p.ended(), "%s has ended already: %v", p.name, p.end())
-	require.NoError(tb, p.cmd.Process.Signal(sig))
+	require.NoError(tb, syscall.Kill(-p.pid(), sig))
 	return p.wait(tb, stopWithin), time.Since(begin)
 }
 
