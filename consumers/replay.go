@@ -273,12 +273,15 @@ func (o *Operators[T]) Resume(ctx context.Context) (resumed int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("find operations to resume: %w", err)
 	}
-	for i, id := range ids {
+	var errs []error // one that fails does not keep the others waiting
+	for _, id := range ids {
 		if err := o.carryOut(ctx, id); err != nil {
-			return i, fmt.Errorf("resume operation %s: %w", id, err)
+			errs = append(errs, fmt.Errorf("resume operation %s: %w", id, err))
+			continue
 		}
+		resumed++
 	}
-	return len(ids), nil
+	return resumed, errors.Join(errs...)
 }
 
 // carryOut works through an operation's items, a transaction for each part. The operation's row is locked meanwhile, so that two who

@@ -76,6 +76,11 @@ type answer struct {
 
 func (a answer) ok() bool { return a.status >= 200 && a.status < 300 }
 
+// about reports that the request was found wrong for one parameter.
+func (a answer) about(param string) bool {
+	return (a.status == http.StatusBadRequest || a.status == http.StatusNotFound) && a.param == param
+}
+
 func (a answer) class() Class {
 	switch {
 	case a.ok():

@@ -223,6 +223,10 @@ func (g *Gateway) authorize(ctx context.Context, r domain.PaymentRequest) (domai
 	switch {
 	case a.status == http.StatusPaymentRequired:
 		return domain.PaymentOutcome{Result: domain.PaymentRefused, Ref: a.intentID, Code: orUnstated(a.reason)}, nil
+	case a.about(paramMethod):
+		// The customer named a payment method that there is not. That is a fact about the order, not a mistake of ours: as poison it
+		// would hold the stock until the deadline and ask for an operator each time somebody mistypes.
+		return domain.PaymentOutcome{Result: domain.PaymentRefused, Code: orUnstated(a.reason)}, nil
 	case !a.ok():
 		return domain.PaymentOutcome{}, a.failure(c).asError()
 	}
@@ -238,6 +242,9 @@ func (g *Gateway) authorize(ctx context.Context, r domain.PaymentRequest) (domai
 		return domain.PaymentOutcome{}, unexpected(c, a, in)
 	}
 }
+
+// paramMethod is the parameter by which Authorize names what the customer pays with.
+const paramMethod = "payment_method"
 
 // Codes that refuse a capture for good, beside those of an intent in another state.
 var expiredHold = map[string]bool{

@@ -504,3 +504,15 @@ func BenchmarkDo(b *testing.B) {
 		}
 	}
 }
+
+// A payment method that there is not is the customer's mistake and ends the order; a repeat of the request would not change it.
+func TestAnUnknownPaymentMethodIsARefusal(t *testing.T) {
+	wrong := strings.Replace(errorBody("invalid_request_error", "resource_missing"), `"param":"amount"`, `"param":"payment_method"`, 1)
+	for _, status := range []int{http.StatusBadRequest, http.StatusNotFound} {
+		s, srv := run(t, say(status, wrong))
+		out, err := newGateway(t, testConfig(srv.URL)).Do(t.Context(), testRequest(domain.Authorize))
+		require.NoError(t, err)
+		require.Equal(t, domain.PaymentOutcome{Result: domain.PaymentRefused, Code: "resource_missing"}, out)
+		require.Len(t, s.requests(), 1)
+	}
+}

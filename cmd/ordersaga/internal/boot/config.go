@@ -107,7 +107,7 @@ type Payment struct {
 	APIKeyFile  string        `koanf:"api_key_file"`
 	Timeout     time.Duration `koanf:"timeout" doc:"of one call"`
 	Retries     int           `koanf:"retries" doc:"in place, with full jitter"`
-	Rate        float64       `koanf:"rate" doc:"calls a second"`
+	Rate        float64       `koanf:"rate" doc:"calls a second; Stripe allows a live account 100"`
 	Burst       int           `koanf:"burst"`
 	Concurrency int           `koanf:"concurrency" doc:"calls at a time"`
 }
@@ -194,7 +194,7 @@ func Defaults() Config {
 			Addr: "127.0.0.1:8080", MaxBody: 64 << 10, Rate: 1000, Burst: 2000, MaxWait: 30 * time.Second, MaxStreams: 1000,
 		},
 		Payment: Payment{
-			URL: "https://api.stripe.com", Timeout: 3 * time.Second, Retries: 3, Rate: 2000, Burst: 2000, Concurrency: 64,
+			URL: "https://api.stripe.com", Timeout: 3 * time.Second, Retries: 2, Rate: 100, Burst: 100, Concurrency: 64,
 		},
 		Retry:     Retry{Delays: []time.Duration{5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute}},
 		Saga:      Saga{Forward: 15 * time.Minute, Retriable: 45 * time.Second, Compensating: 45 * time.Second, Sweep: time.Second},
