@@ -132,3 +132,16 @@ func TestDevConfigIsRead(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), fi.Mode().Perm())
 }
+
+// TestConfigurationOfTheWorkingDirectory: it is read unless another is named.
+func TestConfigurationOfTheWorkingDirectory(t *testing.T) {
+	t.Chdir(t.TempDir())
+	require.NoError(t, os.WriteFile(configFile, []byte("kafka: {topic_prefix: here_}\n"), 0o600))
+	require.NoError(t, os.WriteFile("other.yaml", []byte("kafka: {topic_prefix: other_}\n"), 0o600))
+	code, out, errs := run(t, "serve", "--print-config")
+	require.Zero(t, code, errs)
+	require.Contains(t, out, "here_")
+	_, out, _ = run(t, "serve", "--print-config", "--config", "other.yaml")
+	require.Contains(t, out, "other_")
+	require.NotContains(t, out, "here_")
+}

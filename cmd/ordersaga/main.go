@@ -82,6 +82,9 @@ func isUsage(err error) bool {
 		func(s string) bool { return strings.Contains(err.Error(), s) })
 }
 
+// configFile is read where no other is named.
+const configFile = "ordersaga.yaml"
+
 // globals are the flags that every command has.
 type globals struct {
 	output string
@@ -99,7 +102,11 @@ func newRoot() *cobra.Command {
 		Long:          "ordersaga takes in orders, reserves stock, takes the payment and confirms, or undoes all of it.\nTry it with nothing installed: ordersaga dev",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			// Not for dev: it migrates whatever database it is given, which a file that happens to lie here shall not decide.
+			if _, err := os.Stat(configFile); err == nil && g.config == "" && cmd.Name() != "dev" {
+				g.config = configFile
+			}
 			if !slices.Contains([]string{"text", "json", "jsonl"}, g.output) {
 				return usagef("--output is text, json or jsonl, not %q", g.output)
 			}
@@ -108,7 +115,7 @@ func newRoot() *cobra.Command {
 	}
 	p := root.PersistentFlags()
 	p.StringVarP(&g.output, "output", "o", "text", "format of the result: text, json or jsonl")
-	p.StringVar(&g.config, "config", os.Getenv("ORDERSAGA_CONFIG"), "configuration file (YAML); also ORDERSAGA_CONFIG")
+	p.StringVar(&g.config, "config", os.Getenv("ORDERSAGA_CONFIG"), "configuration file (YAML); also ORDERSAGA_CONFIG; else "+configFile+" of the working directory, if there is one (not for dev)")
 	p.StringArrayVar(&g.set, "set", nil, "a setting, such as --set kafka.topic_prefix=test_ (may be repeated)")
 	p.StringVar(&g.url, "url", envOr("ORDERSAGA_URL", "http://127.0.0.1:8080"), "the service, for orders, sagas and dlq; also ORDERSAGA_URL")
 	p.StringVar(&g.token, "token", os.Getenv("ORDERSAGA_TOKEN"), "bearer token for the service; also ORDERSAGA_TOKEN")
