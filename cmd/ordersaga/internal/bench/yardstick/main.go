@@ -23,12 +23,12 @@ import (
 )
 
 type options struct {
-	plain, root, libs, out, only, pprof string
-	env                                 string
-	rounds, orders, warm, connections   int
-	partitions                          int
-	rate                                float64
-	length, limit, delay                time.Duration
+	plain, root, libs, out, only, pprof       string
+	env                                       string
+	rounds, orders, warm, connections, burnIn int
+	partitions                                int
+	rate                                      float64
+	length, limit, delay                      time.Duration
 }
 
 func main() {
@@ -55,6 +55,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "runs of each side")
 	flag.IntVar(&o.orders, "orders", 30_000, "orders of the saturation phase; 0: none")
 	flag.IntVar(&o.warm, "warm-up", 3000, "orders before the first phase")
+	flag.IntVar(&o.burnIn, "burn-in", 10_000, "orders that each side gets before the first round, not reported")
 	flag.IntVar(&o.connections, "connections", 128, "requests at a time")
 	flag.IntVar(&o.partitions, "partitions", 16, "of each topic that a saga runs on")
 	flag.Float64Var(&o.rate, "rate", 200, "orders a second in the latency phase; 0: none")
@@ -112,6 +113,16 @@ func (o *options) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer srv.stop()
+	if o.burnIn > 0 {
+		// Kafka compiles itself as it runs: the first to use it would pay.
+		quick := *o
+		quick.orders, quick.warm, quick.rate, quick.pprof = o.burnIn, 0, 0, ""
+		for _, s := range sides {
+			if _, err := quick.one(ctx, srv, dir, s, 0); err != nil {
+				return fmt.Errorf("%s, burn-in: %w", s.name, err)
+			}
+		}
+	}
 	var runs []Run
 	for round := range o.rounds {
 		if round > 0 {
@@ -243,28 +254,26 @@ func (m *meter) run(ctx context.Context, url string, round int) (_ *Run, err err
 	}
 	if m.o.orders > 0 {
 		phases[phaseSaturate] = m.o.orders
-		if m.o.pprof != "" && m.side.name == ourName {
-			if _, err := m.db.Exec(ctx, "SELECT pg_stat_statements_reset()"); err != nil {
-				return nil, fmt.Errorf("statements: %w", err)
-			}
-		}
-		const profiled = 6 // seconds
-		fetched := m.profiles(ctx, profiled)
+		fetched := m.profiles(ctx, "saturate", 12)
 		if r.Saturate, err = m.phase(ctx, phaseSaturate, m.o.orders, 0); err != nil {
 			return nil, fmt.Errorf("saturation: %w", err)
 		}
 		say("saturate", r.Saturate)
-		if err := errors.Join(fetched(), m.statements(ctx)); err != nil {
+		if err := fetched(); err != nil {
 			return nil, err
 		}
 	}
 	if m.o.rate > 0 {
 		n := int(m.o.rate * m.o.length.Seconds())
 		phases[phaseRate] = n
+		fetched := m.profiles(ctx, "rate", 10)
 		if r.Rate, err = m.phase(ctx, phaseRate, n, m.o.rate); err != nil {
 			return nil, fmt.Errorf("rate: %w", err)
 		}
 		say(fmt.Sprintf("%.0f/s", m.o.rate), r.Rate)
+		if err := fetched(); err != nil {
+			return nil, err
+		}
 	}
 	if r.Wrong, err = m.books(ctx, phases); err != nil {
 		return nil, err

@@ -311,17 +311,31 @@ func (m *meter) books(ctx context.Context, phases map[int]int) (wrong []string, 
 	return wrong, nil
 }
 
-// profiles fetches profiles of our own service while a phase runs.
-func (m *meter) profiles(ctx context.Context, seconds int) func() error {
-	if m.o.pprof == "" || m.side.name != ourName {
+// profileAfter is how far into a phase the CPU profile begins: the readings before it take a moment.
+const profileAfter = 2 * time.Second
+
+// profiled reports whether this run's phases are profiled.
+func (m *meter) profiled() bool { return m.o.pprof != "" && m.side.name == ourName }
+
+// profiles fetches profiles of our own service while a phase runs, and what the statements cost after it.
+func (m *meter) profiles(ctx context.Context, phase string, seconds int) func() error {
+	if !m.profiled() {
 		return func() error { return nil }
 	}
 	done := make(chan error, 1)
 	go func() {
-		done <- m.fetch(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", seconds), "cpu.pprof")
+		err := m.reset(ctx)
+		if err == nil {
+			err = pause(ctx, profileAfter)
+		}
+		if err == nil {
+			err = m.fetch(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", seconds), phase+"-cpu.pprof")
+		}
+		done <- err
 	}()
+	before := m.fetch(ctx, "/debug/pprof/allocs", phase+"-allocs-before.pprof")
 	return func() error {
-		return errors.Join(<-done, m.fetch(ctx, "/debug/pprof/allocs", "allocs.pprof"), m.fetch(ctx, "/debug/pprof/mutex", "mutex.pprof"), m.fetch(ctx, "/metrics", "metrics.txt"))
+		return errors.Join(before, <-done, m.fetch(ctx, "/debug/pprof/allocs", phase+"-allocs.pprof"), m.fetch(ctx, "/metrics", phase+"-metrics.txt"), m.statements(ctx, phase))
 	}
 }
 
@@ -346,17 +360,26 @@ func (m *meter) fetch(ctx context.Context, path, file string) error {
 	return errors.Join(err, f.Close())
 }
 
-// statements writes what pg_stat_statements counted, the dearest first.
-func (m *meter) statements(ctx context.Context) error {
-	if m.o.pprof == "" || m.side.name != ourName {
-		return nil
+func (m *meter) reset(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, m.env.database)
+	if err != nil {
+		return fmt.Errorf("statements: %w", err)
 	}
+	defer conn.Close(ctx) //nolint:errcheck // nothing is lost
+	if _, err := conn.Exec(ctx, "SELECT pg_stat_statements_reset()"); err != nil {
+		return fmt.Errorf("statements: %w", err)
+	}
+	return nil
+}
+
+// statements writes what pg_stat_statements counted, the dearest first.
+func (m *meter) statements(ctx context.Context, phase string) error {
 	rows, err := m.db.Query(ctx, `SELECT round(total_exec_time::numeric, 1)::text, calls, rows, round(mean_exec_time::numeric, 3)::text, wal_bytes::bigint, shared_blks_hit, regexp_replace(query, '\s+', ' ', 'g')
 FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY total_exec_time DESC LIMIT 60`)
 	if err != nil {
 		return fmt.Errorf("statements: %w", err)
 	}
-	f, err := os.Create(filepath.Join(m.o.pprof, "statements.txt"))
+	f, err := os.Create(filepath.Join(m.o.pprof, phase+"-statements.txt"))
 	if err != nil {
 		return fmt.Errorf("statements: %w", err)
 	}
