@@ -166,7 +166,7 @@ func (q *Request) check() error {
 		return &RequestError{fmt.Sprintf("unknown action %q: replay or discard", CleanText(string(q.Action), 40))}
 	case q.Actor == "":
 		return &RequestError{"who does this is missing"}
-	case q.Action == ActionDiscard && q.Note == "":
+	case q.Action == ActionDiscard && q.Note == "" && !q.DryRun:
 		return &RequestError{"a discard needs a note that says why"}
 	case len(q.IDs) == 0 && (q.Filter == nil || *q.Filter == DeadFilter{}):
 		return &RequestError{"nothing is selected: give ids, or a filter that is not empty"}
