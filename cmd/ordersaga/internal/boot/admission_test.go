@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"errors"
 	"testing"
 	"time"
 
@@ -17,6 +16,6 @@ func TestF22_NearlyFullDiskSheds(t *testing.T) {
 	err := a.check()
 	require.ErrorContains(t, err, "MiB left")
 	var later interface{ RetryAfter() time.Duration }
-	require.True(t, errors.As(err, &later))
+	require.ErrorAs(t, err, &later)
 	require.Positive(t, later.RetryAfter())
 }
