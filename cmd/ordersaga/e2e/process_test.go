@@ -66,7 +66,8 @@ func environment(env []string) []string {
 			out = append(out, v)
 		}
 	}
-	return append(append(out, "GORACE=halt_on_error=0 exitcode=66"), env...)
+	out = append(out, "GORACE=atexit_sleep_ms=0 exitcode=66") // by default every process with the race detector ends a second late
+	return append(out, env...)
 }
 
 // launch starts the program and shows the end of its log if the test fails. Whatever becomes of the test, it ends with it.
