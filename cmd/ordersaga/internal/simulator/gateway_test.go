@@ -222,8 +222,11 @@ func TestRequestsThatAreWrongArePoison(t *testing.T) {
 		change(&r)
 		return r
 	}
+	mistyped := with(domain.Authorize, "", func(r *domain.PaymentRequest) { r.Method = "pm_nothing"; r.Attempt = 2 })
+	out, err := w.gw.Do(t.Context(), mistyped)
+	require.NoError(t, err, "a payment method that there is not is a refusal")
+	require.Equal(t, domain.PaymentRefused, out.Result)
 	for name, r := range map[string]domain.PaymentRequest{
-		"unknown payment method":         with(domain.Authorize, "", func(r *domain.PaymentRequest) { r.Method = "pm_nothing"; r.Attempt = 2 }),
 		"other parameters, same key":     with(domain.Authorize, "", func(r *domain.PaymentRequest) { r.Amount.Minor++ }),
 		"capture of more than is held":   with(domain.Capture, ref, func(r *domain.PaymentRequest) { r.Amount.Minor++; r.Attempt = 7 }),
 		"capture of no intent":           request(domain.Capture, id, "pi_nobody"),
