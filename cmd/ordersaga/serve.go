@@ -5,7 +5,6 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"ordersaga/adapters/telemetry"
 	"ordersaga/cmd/ordersaga/internal/boot"
@@ -72,9 +71,9 @@ func serveCommand(g *globals) *cobra.Command {
 
 func printConfig(cmd *cobra.Command, g *globals, cfg *boot.Config) error {
 	return one(cmd, g, cfg.Printable(), func(w io.Writer) error {
-		b, err := yaml.Marshal(cfg.Printable())
+		b, err := cfg.YAML()
 		if err != nil {
-			return fmt.Errorf("print the configuration: %w", err)
+			return err
 		}
 		_, err = w.Write(b)
 		return err

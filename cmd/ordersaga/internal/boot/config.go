@@ -56,13 +56,13 @@ type Database struct {
 
 // Kafka is the broker.
 type Kafka struct {
-	Brokers     []string      `koanf:"brokers"`
+	Brokers     []string      `koanf:"brokers" doc:"bootstrap addresses"`
 	TopicPrefix string        `koanf:"topic_prefix" doc:"before every topic and group"`
-	ClientID    string        `koanf:"client_id"`
+	ClientID    string        `koanf:"client_id" doc:"how the brokers know us, for quotas and logs"`
 	InstanceID  string        `koanf:"instance_id" doc:"static group membership; unique per process"`
-	Session     time.Duration `koanf:"session_timeout"`
+	Session     time.Duration `koanf:"session_timeout" doc:"a member that is silent for so long is gone; after a kill -9 its partitions wait so long"`
 	Partitions  int32         `koanf:"partitions" doc:"of the topics that the saga runs on"`
-	Replication int16         `koanf:"replication"`
+	Replication int16         `koanf:"replication" doc:"copies of each topic; with 3, two must have a record before it counts"`
 	Embedded    bool          `koanf:"embedded" doc:"the brokers are the in-process one of dev: topics keep by size, not by age"`
 	TLS         TLS           `koanf:"tls"`
 	SASL        SASL          `koanf:"sasl"`
@@ -70,11 +70,11 @@ type Kafka struct {
 
 // TLS names certificates; they are read again when they change.
 type TLS struct {
-	Enabled    bool   `koanf:"enabled"`
-	CAFile     string `koanf:"ca_file"`
-	CertFile   string `koanf:"cert_file"`
+	Enabled    bool   `koanf:"enabled" doc:"for Kafka; HTTP speaks TLS if it has a certificate"`
+	CAFile     string `koanf:"ca_file" doc:"whom to trust, for Kafka; empty: the authorities of the system"`
+	CertFile   string `koanf:"cert_file" doc:"our certificate; files are read again when they change"`
 	KeyFile    string `koanf:"key_file"`
-	ServerName string `koanf:"server_name"`
+	ServerName string `koanf:"server_name" doc:"the name in the brokers' certificates, if it is not the host that is dialled"`
 }
 
 // SASL is how Kafka knows us.
@@ -87,12 +87,12 @@ type SASL struct {
 
 // HTTP is the intake and the operators' interface.
 type HTTP struct {
-	Addr       string        `koanf:"addr"`
+	Addr       string        `koanf:"addr" doc:"where HTTP listens"`
 	ProbesAddr string        `koanf:"probes_addr" doc:"where /healthz, /readyz and /metrics are served too, without TLS; for processes without the role http"`
 	TokensFile string        `koanf:"tokens_file" doc:"hashed bearer tokens with roles"`
 	Open       bool          `koanf:"open" doc:"no tokens: every caller is admin; for dev, and for trials on a loopback address"`
 	TLS        TLS           `koanf:"tls"`
-	MaxBody    int64         `koanf:"max_body_bytes"`
+	MaxBody    int64         `koanf:"max_body_bytes" doc:"of a request"`
 	Rate       float64       `koanf:"rate_per_caller" doc:"requests a second and caller"`
 	Burst      int           `koanf:"burst_per_caller"`
 	MaxWait    time.Duration `koanf:"max_wait" doc:"the longest Prefer: wait"`
@@ -102,7 +102,7 @@ type HTTP struct {
 
 // Payment is the gateway.
 type Payment struct {
-	URL         string        `koanf:"url"`
+	URL         string        `koanf:"url" doc:"the API that the Stripe SDK speaks to"`
 	APIKey      string        `koanf:"api_key" secret:"all"`
 	APIKeyFile  string        `koanf:"api_key_file"`
 	Timeout     time.Duration `koanf:"timeout" doc:"of one call"`
@@ -114,46 +114,46 @@ type Payment struct {
 
 // Retry is what becomes of a record that fails for now.
 type Retry struct {
-	Delays []time.Duration `koanf:"delays"`
+	Delays []time.Duration `koanf:"delays" doc:"a retry topic each; after the last a record is a dead letter"`
 }
 
 // Saga bounds how long things may take.
 type Saga struct {
-	Forward      time.Duration `koanf:"forward_deadline"`
-	Retriable    time.Duration `koanf:"retriable_deadline"`
-	Compensating time.Duration `koanf:"compensating_deadline"`
-	Sweep        time.Duration `koanf:"sweep_every"`
+	Forward      time.Duration `koanf:"forward_deadline" doc:"an order that is not captured by then is rejected as timed_out"`
+	Retriable    time.Duration `koanf:"retriable_deadline" doc:"after the capture: when what is outstanding is commanded anew"`
+	Compensating time.Duration `koanf:"compensating_deadline" doc:"the same of an undo"`
+	Sweep        time.Duration `koanf:"sweep_every" doc:"how often deadlines are looked for"`
 }
 
 // Intake bounds what is taken in.
 type Intake struct {
-	Workers    int           `koanf:"workers"`
-	MaxBatch   int           `koanf:"max_batch"`
-	Queue      int           `koanf:"queue"`
+	Workers    int           `koanf:"workers" doc:"transactions of placing at a time"`
+	MaxBatch   int           `koanf:"max_batch" doc:"orders in one of them"`
+	Queue      int           `koanf:"queue" doc:"submissions that may wait; beyond it 429"`
 	MaxRunning int64         `koanf:"max_running" doc:"sagas under way before the intake sheds"`
 	MaxLag     time.Duration `koanf:"max_outbox_age" doc:"age of the oldest unpublished row before the intake sheds"`
 	MinDisk    int64         `koanf:"min_free_disk_bytes" doc:"below it the intake sheds (where the data directory is known)"`
-	CacheTTL   time.Duration `koanf:"catalogue_ttl"`
-	CacheSize  int           `koanf:"catalogue_size"`
+	CacheTTL   time.Duration `koanf:"catalogue_ttl" doc:"how long a price is believed without asking the catalogue"`
+	CacheSize  int           `koanf:"catalogue_size" doc:"products kept"`
 }
 
 // Consumers sizes the groups.
 type Consumers struct {
-	MaxBatch        int `koanf:"max_batch"`
+	MaxBatch        int `koanf:"max_batch" doc:"records of a group in one transaction"`
 	PaymentInflight int `koanf:"payment_batches" doc:"batches of payments at a time"`
 }
 
 // Retention is how long what is no longer needed stays.
 type Retention struct {
-	Inbox       time.Duration `koanf:"inbox"`
-	Keys        time.Duration `koanf:"idempotency_keys"`
-	DeadLetters time.Duration `koanf:"dead_letters"`
+	Inbox       time.Duration `koanf:"inbox" doc:"what became of messages; older duplicates meet barrier, machine or order id"`
+	Keys        time.Duration `koanf:"idempotency_keys" doc:"for so long a key is answered as the first time"`
+	DeadLetters time.Duration `koanf:"dead_letters" doc:"those that are resolved, discarded or superseded"`
 	Orders      time.Duration `koanf:"ended_orders" doc:"0: for ever"`
 }
 
 // Log is the log.
 type Log struct {
-	Level  string `koanf:"level"`
+	Level  string `koanf:"level" doc:"debug, info, warn or error"`
 	Format string `koanf:"format" doc:"json or console"`
 }
 
@@ -165,7 +165,7 @@ type Trace struct {
 
 // Shutdown bounds stopping.
 type Shutdown struct {
-	Timeout time.Duration `koanf:"timeout"`
+	Timeout time.Duration `koanf:"timeout" doc:"for everything together, from the signal to the end"`
 }
 
 // Roles that a process can have.
@@ -332,6 +332,14 @@ func (c *Config) check() error {
 	}
 	if (c.HTTP.TLS.CertFile == "") != (c.HTTP.TLS.KeyFile == "") {
 		bad("http.tls: cert_file and key_file belong together")
+	}
+	if t := c.HTTP.TLS; t.Enabled && t.CertFile == "" {
+		bad("http.tls: enabled, and there is no cert_file and key_file")
+	} else if t.CAFile != "" || t.ServerName != "" {
+		bad("http.tls: ca_file and server_name would be ignored: callers are known by their tokens")
+	}
+	if t := c.Kafka.TLS; !t.Enabled && t != (TLS{}) {
+		bad("kafka.tls: set enabled too, or what it says would be ignored and the connection be in the clear")
 	}
 	if s := c.Kafka.Session; s < time.Second || s > time.Minute {
 		bad("kafka.session_timeout: between 1s and 1m, not %s", s)

@@ -55,3 +55,38 @@ func TestWhatDoesNotFitIsNamedOnOneLine(t *testing.T) {
 	require.ErrorContains(t, err, "kafka.partitions")
 	require.NotContains(t, err.Error(), "\n")
 }
+
+// TestPrintedConfigurationIsRead: what is printed is a file that gives the same settings.
+func TestPrintedConfigurationIsRead(t *testing.T) {
+	c := Defaults()
+	c.Kafka.TopicPrefix, c.Retry.Delays, c.Roles = "x_", []time.Duration{time.Second, time.Minute}, []string{"http", "relay"}
+	b, err := c.YAML()
+	require.NoError(t, err)
+	require.Contains(t, string(b), "# before every topic and group\n")
+	file := filepath.Join(t.TempDir(), "printed.yaml")
+	require.NoError(t, os.WriteFile(file, b, 0o600))
+	got, err := Load(Defaults(), file, environ(), nil)
+	require.NoError(t, err)
+	require.Equal(t, c, got)
+
+	c.Database.URL, c.Payment.APIKey, c.Kafka.SASL.Password = "postgres://u:hush@h/d", "hush", "hush"
+	b, err = c.YAML()
+	require.NoError(t, err)
+	require.NotContains(t, string(b), "hush")
+}
+
+// TestTLSIsNeverHalfConfigured: what would be ignored in silence is refused.
+func TestTLSIsNeverHalfConfigured(t *testing.T) {
+	for set, want := range map[string]string{
+		"ORDERSAGA_HTTP__TLS__ENABLED=true":        "no cert_file",
+		"ORDERSAGA_HTTP__TLS__CERT_FILE=c.pem":     "belong together",
+		"ORDERSAGA_HTTP__TLS__CA_FILE=ca.pem":      "would be ignored",
+		"ORDERSAGA_KAFKA__TLS__CA_FILE=ca.pem":     "in the clear",
+		"ORDERSAGA_KAFKA__TLS__SERVER_NAME=broker": "in the clear",
+	} {
+		_, err := Load(Defaults(), "", environ(set), nil)
+		require.ErrorContains(t, err, want, set)
+	}
+	_, err := Load(Defaults(), "", environ("ORDERSAGA_KAFKA__TLS__ENABLED=true", "ORDERSAGA_KAFKA__TLS__CA_FILE=ca.pem"), nil)
+	require.NoError(t, err)
+}
