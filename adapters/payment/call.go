@@ -250,7 +250,7 @@ func (g *Gateway) enter(ctx context.Context, c call, limits *gate) *Failure {
 
 // send makes the one HTTP call and reads what came of it.
 func (g *Gateway) send(ctx context.Context, c call) (answer, *Failure) {
-	t := &trip{}
+	t := &trip{body: len(c.body)}
 	limited, cancel := context.WithTimeout(ctx, g.cfg.Timeout)
 	defer cancel()
 	params := &stripe.RawParams{Params: stripe.Params{Context: t.context(limited)}}

@@ -20,6 +20,7 @@ var errAnswerTooLarge = errors.New("the answer is larger than 8 MiB")
 // trip is what one HTTP call tells beside its body. The SDK drops status and headers when the body is not the API's JSON, as a
 // proxy's page is not, so they are noted below it.
 type trip struct {
+	body       int         // length of the request's, in bytes
 	sent       atomic.Bool // a connection was had: the gateway may have the request
 	status     int
 	replayed   bool
@@ -38,19 +39,29 @@ func (t *trip) context(ctx context.Context) context.Context {
 //
 // It also takes GetBody away from writes: net/http would silently send a request with an Idempotency-Key again when a pooled
 // connection breaks. The same key makes that harmless, but tries are counted, limited and spaced by us, all of them.
+//
+// And it states the body's length, which the SDK leaves out: net/http would send it in chunks, after a goroutine of its own has looked
+// whether there is one.
 type recorder struct{ next http.RoundTripper }
 
 func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	t, ours := req.Context().Value(tripKey{}).(*trip)
 	if req.Method == http.MethodPost {
 		once := *req
 		once.GetBody = nil
+		if ours {
+			once.ContentLength = int64(t.body)
+			if t.body == 0 {
+				once.Body = http.NoBody
+			}
+		}
 		req = &once
 	}
 	res, err := r.next.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}
-	if t, ok := req.Context().Value(tripKey{}).(*trip); ok {
+	if ours {
 		t.status = res.StatusCode
 		t.replayed = res.Header.Get("Idempotent-Replayed") == "true"
 		t.retryAfter = parseRetryAfter(res.Header.Get("Retry-After"), time.Now())
