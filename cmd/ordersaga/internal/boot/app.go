@@ -237,7 +237,7 @@ func (a *App) openGateway() error {
 	}
 	g, err := payment.New(GatewayConfig(&a.cfg), payment.WithObserver(a.observer), payment.WithTransport(a.tracing.Transport))
 	if err != nil {
-		return err
+		return fmt.Errorf("%w (payment.url and payment.api_key; ORDERSAGA_PAYMENT_URL, ORDERSAGA_PAYMENT_API_KEY or …_API_KEY_FILE)", err)
 	}
 	a.gateway = g
 	a.closers = append(a.closers, g.Close)
