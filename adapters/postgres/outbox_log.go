@@ -363,8 +363,9 @@ func (l *OutboxLog) message(v [][]byte) (*outbox.Message, error) {
 	return m, nil
 }
 
-// backlogBound is how many rows Backlog counts one by one.
-const backlogBound = 10_000
+// backlogBound is how many rows Backlog counts one by one. It is asked for every second, and a row costs 2 to 3 µs: counting 10,000 of them took 8 % of
+// the CPU of a machine that was busy, which is when there are so many.
+const backlogBound = 500
 
 // The rows of one place, oldest transactions first, up to a bound: how many, and the first of them.
 const countBacklog = `
@@ -398,10 +399,11 @@ SELECT array_agg(shard), prev::text, coalesce(next::text, ''), after_id FROM out
 	var first int64
 	var oldest time.Time
 	for _, p := range places {
-		if err != nil || b.Rows >= backlogBound {
+		if err != nil {
 			break
 		}
-		args := []any{p.shards, p.prev, p.next, p.after, backlogBound - b.Rows}
+		// One row at least: a place that is far behind must not be hidden by others that are merely busy.
+		args := []any{p.shards, p.prev, p.next, p.after, max(backlogBound-b.Rows, 1)}
 		err = db.query(ctx, Relay, "count the outbox's backlog", countBacklog, args, func(r pgx.Rows) error {
 			var n, id int64
 			var message uuid.UUID
