@@ -24,7 +24,7 @@ import (
 
 type options struct {
 	plain, root, libs, out, only, pprof       string
-	env                                       string
+	variants                                  variants
 	rounds, orders, warm, connections, burnIn int
 	partitions                                int
 	rate                                      float64
@@ -51,7 +51,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "", "write all runs to this file as JSON")
 	flag.StringVar(&o.only, "only", "", "run one side only: plain or ordersaga")
 	flag.StringVar(&o.pprof, "profile", "", "put profiles of this system, its metrics and the statements' statistics into this folder; the run is slower for it")
-	flag.StringVar(&o.env, "env", "", "more settings for this system's environment, NAME=value with commas between")
+	flag.Var(&o.variants, "variant", "a variant of this system to run beside it, as label[@binary][:NAME=value,NAME=value] (may be repeated)")
 	flag.IntVar(&o.rounds, "rounds", 3, "runs of each side")
 	flag.IntVar(&o.orders, "orders", 30_000, "orders of the saturation phase; 0: none")
 	flag.IntVar(&o.warm, "warm-up", 3000, "orders before the first phase")
@@ -69,16 +69,48 @@ func main() {
 	}
 }
 
-func (o *options) sides() ([]*side, error) {
+func (o *options) sides() (out []*side, err error) {
 	switch o.only {
 	case "":
-		return []*side{plainSide(), ourSide()}, nil
+		out = []*side{plainSide(), ourSide()}
 	case plainName:
-		return []*side{plainSide()}, nil
+		out = []*side{plainSide()}
 	case ourName:
-		return []*side{ourSide()}, nil
+		out = []*side{ourSide()}
+	default:
+		return nil, fmt.Errorf("--only is %s or %s, not %q", plainName, ourName, o.only)
 	}
-	return nil, fmt.Errorf("--only is %s or %s, not %q", plainName, ourName, o.only)
+	for _, v := range o.variants {
+		s := ourSide()
+		s.name, s.bin, s.env = v.label, v.bin, v.env
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// variant is this system with another binary, other settings, or both: two of them are compared as fairly as with plain.
+type variant struct {
+	label, bin string
+	env        []string
+}
+
+type variants []variant
+
+func (v *variants) String() string { return fmt.Sprint(*v) }
+
+// Set implements flag.Value.
+func (v *variants) Set(s string) error {
+	name, env, has := strings.Cut(s, ":")
+	x := variant{}
+	x.label, x.bin, _ = strings.Cut(name, "@")
+	if x.label == "" || strings.Trim(x.label, "abcdefghijklmnopqrstuvwxyz0123456789") != "" || x.label == plainName || x.label == ourName {
+		return fmt.Errorf("a label of small letters and digits, not %q", x.label)
+	}
+	if has {
+		x.env = strings.Split(env, ",")
+	}
+	*v = append(*v, x)
+	return nil
 }
 
 func (o *options) run(ctx context.Context) (err error) {
@@ -100,11 +132,15 @@ func (o *options) run(ctx context.Context) (err error) {
 		return fmt.Errorf("scratch folder: %w", err)
 	}
 	for _, s := range sides {
+		if s.bin != "" {
+			continue
+		}
 		from, pkg := o.root, "./cmd/ordersaga"
 		if s.name == plainName {
 			from, pkg = o.plain, "."
 		}
-		if err := build(ctx, from, pkg, binary(dir, s.name)); err != nil {
+		s.bin = filepath.Join(dir, "bin-"+s.name)
+		if err := build(ctx, from, pkg, s.bin); err != nil {
 			return err
 		}
 	}
@@ -186,10 +222,7 @@ func (o *options) one(ctx context.Context, srv *servers, dir string, s *side, ro
 	defer log.Close() //nolint:errcheck // removed with the folder
 	e := &environment{
 		s: srv, database: url, gateway: "http://127.0.0.1:" + ports[0], http: "127.0.0.1:" + ports[1], run: strings.ReplaceAll(name, "_", "-"),
-		partitions: o.partitions, bin: binary(dir, s.name), log: log, pprof: o.pprof != "",
-	}
-	if o.env != "" && s.name == ourName {
-		e.env = strings.Split(o.env, ",")
+		partitions: o.partitions, bin: s.bin, log: log, pprof: o.pprof != "", env: s.env,
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -341,14 +374,15 @@ func table(w io.Writer, runs []Run) error {
 			names = append(names, r.Side)
 		}
 	}
-	slices.SortFunc(names, func(a, b string) int { return strings.Compare(b, a) }) // plain first
+	rank := map[string]int{plainName: -2, ourName: -1}
+	slices.SortStableFunc(names, func(a, b string) int { return rank[a] - rank[b] })
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
 	header := []string{""}
 	for _, n := range names {
 		header = append(header, n+", all runs", "median")
 	}
-	if len(names) > 1 {
-		header = append(header, names[1]+" / "+names[0])
+	for _, n := range names[1:] {
+		header = append(header, n+" / "+names[0])
 	}
 	fmt.Fprintln(tw, strings.Join(header, "\t")+"\t")
 	for _, f := range figures(runs) {
@@ -365,10 +399,10 @@ func table(w io.Writer, runs []Run) error {
 			medians = append(medians, median(vs))
 			cells = append(cells, strings.Join(text, " "), fmt.Sprintf(f.format, median(vs)))
 		}
-		if len(medians) > 1 {
+		for _, m := range medians[1:] {
 			ratio := "-"
 			if medians[0] != 0 {
-				ratio = fmt.Sprintf("%.2f", medians[1]/medians[0])
+				ratio = fmt.Sprintf("%.2f", m/medians[0])
 			}
 			cells = append(cells, ratio)
 		}

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -18,7 +17,9 @@ import (
 // side is one of the systems that are compared.
 type side struct {
 	name string
-	path string // where orders are posted
+	bin  string
+	env  []string // more settings
+	path string   // where orders are posted
 	head func(id string) []byte
 	body func(*order) []byte
 	// start starts it on a fresh database and waits until it takes orders.
@@ -158,5 +159,3 @@ func build(ctx context.Context, dir, pkg, out string) error {
 	}
 	return nil
 }
-
-func binary(dir, name string) string { return filepath.Join(dir, "bin-"+name) }
