@@ -126,7 +126,7 @@ func New(ctx context.Context, cfg Config, opts Options) (a *App, err error) {
 	limits := saga.Limits{Forward: cfg.Saga.Forward, Retriable: cfg.Saga.Retriable, Compensating: cfg.Saga.Compensating}
 	a.coord = &saga.Coordinator{Defs: saga.NewDefinitions(saga.OrderV1(limits)), Now: a.db.Now}
 	if a.cache, err = saga.NewCachedCatalogue(a.db, saga.CatalogueConfig{
-		Products: cfg.Intake.CacheSize, TTL: cfg.Intake.CacheTTL, Absent: cfg.Intake.CacheTTL, Load: saga.DefaultCatalogue.Load,
+		Products: cfg.Intake.CacheSize, TTL: cfg.Intake.CacheTTL, Absent: min(cfg.Intake.CacheTTL, absentTTL), Load: saga.DefaultCatalogue.Load,
 	}); err != nil {
 		return a, err
 	}
@@ -153,6 +153,9 @@ func (a *App) openProbes(ctx context.Context) (err error) {
 	}
 	return nil
 }
+
+// absentTTL is how long "no such product" is believed: whoever has just made a product in another process wants to order it.
+const absentTTL = time.Second
 
 // Close closes what New opened; Run must have returned.
 func (a *App) Close() {
