@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -57,6 +59,7 @@ func serveCommand(g *globals) *cobra.Command {
 				return err
 			}
 			defer app.Close()
+			paceCollector()
 			return app.Run(cmd.Context())
 		},
 	}
@@ -67,6 +70,17 @@ func serveCommand(g *globals) *cobra.Command {
 	f.BoolVar(&show, "print-config", false, "print all settings, secrets masked, and exit")
 	_ = c.RegisterFlagCompletionFunc("roles", cobra.FixedCompletions(append([]string{"all"}, boot.AllRoles...), cobra.ShellCompDirectiveNoFileComp))
 	return c
+}
+
+// collectAt is the growth of the heap, in per cent of what lives, at which the garbage collector runs. Little lives and much is allocated:
+// at Go's own 100 the collector takes a fifth of the process's CPU, at 300 a tenth, for some 40 MB more at full load.
+const collectAt = 300
+
+// paceCollector leaves the collector alone where the environment says something (GOGC, GOMEMLIMIT).
+func paceCollector() {
+	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetGCPercent(collectAt)
+	}
 }
 
 func printConfig(cmd *cobra.Command, g *globals, cfg *boot.Config) error {
