@@ -136,6 +136,8 @@ func TestPace(t *testing.T) {
 		p.read(now, 20*time.Millisecond, 1)
 	}
 	require.Equal(t, 4*time.Millisecond, p.gather(now), "bounded")
+	p.read(now, time.Millisecond, hotWindow)
+	require.Equal(t, hotGather, p.gather(now), "under load windows grow")
 	p.read(now, time.Second, 10_000)
 	require.Zero(t, p.gather(now), "a big window pays for itself")
 }
