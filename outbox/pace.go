@@ -17,7 +17,7 @@ type pace struct {
 }
 
 const (
-	gatherFactor = 3   // times the price of a window passes before the next small one
+	gatherFactor = 3    // times the price of a window passes before the next small one
 	hotWindow    = 48   // rows from which the next one is gathered for hotGather
 	bigWindow    = 1500 // rows from which a window pays for itself
 	costWeight   = 8    // the last window counts for one part in so many
