@@ -267,7 +267,7 @@ type TopicResult struct {
 	Err error // nil: done, or already so
 }
 
-// ApplyTopics makes changes, one after the other, and answers what became of each. Changes of kind CannotChange are left out. A topic
+// ApplyTopics makes changes, one after the other, waits until they show, and answers what became of each. Changes of kind CannotChange are left out. A topic
 // that another process has made meanwhile is no error.
 func (c *Client) ApplyTopics(ctx context.Context, changes []TopicChange) []TopicResult {
 	out := make([]TopicResult, 0, len(changes))
@@ -279,7 +279,38 @@ func (c *Client) ApplyTopics(ctx context.Context, changes []TopicChange) []Topic
 		out = append(out, TopicResult{ch, c.applyTopic(callCtx, ch)})
 		cancel()
 	}
+	c.awaitTopics(ctx, out)
 	return out
+}
+
+// awaitTopics waits, for a bounded time, until the brokers show what was changed: they acknowledge a change before all of them, or even
+// the one that is asked next, know of it.
+func (c *Client) awaitTopics(ctx context.Context, done []TopicResult) {
+	const every = 50 * time.Millisecond
+	var specs []TopicSpec
+	for _, r := range done {
+		if r.Err == nil && !slices.ContainsFunc(specs, func(s TopicSpec) bool { return s.Name == r.spec.Name }) {
+			specs = append(specs, r.spec)
+		}
+	}
+	if len(specs) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		left, err := c.TopicPlan(ctx, specs)
+		if err == nil && !slices.ContainsFunc(left, func(ch TopicChange) bool { return ch.Kind != CannotChange }) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (c *Client) applyTopic(ctx context.Context, ch TopicChange) error {
