@@ -304,13 +304,15 @@ func TestTLSRotation(t *testing.T) {
 	require.NoError(t, os.WriteFile(ca, cert, 0o600))
 	p := s.launch("serve")
 	serial := func() int64 {
-		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // the certificate itself is looked at
+		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
 		conn, err := d.DialContext(t.Context(), "tcp", s.addr)
 		if err != nil {
 			return 0
 		}
 		defer conn.Close()
-		return conn.(*tls.Conn).ConnectionState().PeerCertificates[0].SerialNumber.Int64()
+		secured, ok := conn.(*tls.Conn)
+		require.True(t, ok)
+		return secured.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
 	}
 	require.True(t, waitFor(readyWithin, func() bool { return serial() == 1 }), "%s", p.said(t))
 	require.Equal(t, "[]\n", must(t, s.env, "orders", "list", "-o", "json"))

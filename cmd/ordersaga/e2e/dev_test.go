@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,7 +60,7 @@ func TestDemoOnEmbedded(t *testing.T) {
 	require.Zero(t, p.wait(t, demoWithin), "%s", p.said(t))
 	said := p.said(t)
 	require.Contains(t, said, "audit: clean")
-	require.Regexp(t, regexp.MustCompile(fmt.Sprintf(`poison, on the topic +dead letter +%d`, demoPoison)), said)
+	require.Regexp(t, fmt.Sprintf(`poison, on the topic +dead letter +%d`, demoPoison), said)
 	t.Logf("dev --demo %d --exit from an empty directory: %s", demoOrders, time.Since(p.started).Round(time.Millisecond))
 
 	p = tr.dev(t, "again")

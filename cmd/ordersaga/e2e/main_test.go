@@ -58,7 +58,7 @@ func build() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), buildTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", append(args, "ordersaga/cmd/ordersaga")...) //nolint:gosec // building the program is the purpose
+	cmd := exec.CommandContext(ctx, "go", append(args, "ordersaga/cmd/ordersaga")...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w\n%s", err, strings.TrimSpace(string(out)))
 	}

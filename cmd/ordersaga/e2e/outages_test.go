@@ -5,7 +5,6 @@ package e2e
 import (
 	"encoding/json"
 	"net/http"
-	"strings"
 	"testing"
 	"time"
 
@@ -71,6 +70,7 @@ func (s *system) through(happens func()) []uuid.UUID {
 	const customers = 6
 	stop := make(chan struct{})
 	accepted := make(chan []uuid.UUID, 1)
+	refused := make(chan error, customers)
 	go func() {
 		all := make([][]uuid.UUID, customers)
 		atOnce(customers, func(i int) {
@@ -81,8 +81,9 @@ func (s *system) through(happens func()) []uuid.UUID {
 				default:
 				}
 				id := uuid.Must(uuid.NewV7())
-				if s.insist(s.tb.Context(), placing(id, goodCard, item("AWAY", 1))) != nil {
-					return // the test has ended
+				if err := s.insist(s.tb.Context(), placing(id, goodCard, item("AWAY", 1))); err != nil {
+					refused <- err
+					return
 				}
 				all[i] = append(all[i], id)
 				if pause(s.tb.Context(), 150*time.Millisecond) != nil {
@@ -109,11 +110,13 @@ func (s *system) through(happens func()) []uuid.UUID {
 	done = true
 	close(stop)
 	ids := <-accepted
+	require.Empty(s.tb, refused, "a customer gave up")
 	require.NotEmpty(s.tb, ids)
 	return ids
 }
 
 func gatewayAway(t *testing.T, s *system) {
+	t.Helper()
 	begin := time.Now()
 	var ids []uuid.UUID
 	for _, kind := range []string{simulator.OutageRefuse, simulator.OutageClose} {
@@ -197,6 +200,6 @@ func (s *system) awaitStuck(id uuid.UUID) (o *httpapi.Order) {
 	var listed []httpapi.Saga
 	out := must(s.tb, s.env, "sagas", "list", "--stuck", "-o", "json")
 	require.NoError(s.tb, json.Unmarshal([]byte(out), &listed))
-	require.True(s.tb, strings.Contains(out, id.String()), "%s", out)
+	require.Contains(s.tb, out, id.String())
 	return o
 }

@@ -83,7 +83,7 @@ func launchAt(tb testing.TB, log, name string, env []string, args ...string) *pr
 	require.NoError(tb, err)
 	defer file.Close()
 	p := &process{name: name, log: log, done: make(chan struct{}), started: time.Now()}
-	p.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), binary, args...) //nolint:gosec // the program under test
+	p.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), binary, args...)
 	p.cmd.Env = environment(env)
 	p.cmd.Stdout, p.cmd.Stderr = file, file
 	require.NoError(tb, fork(p.cmd))
@@ -208,7 +208,7 @@ func commandWith(tb testing.TB, in string, env []string, args ...string) result 
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), commandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...) //nolint:gosec // the program under test
+	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Env = environment(env)
 	cmd.Stdin = strings.NewReader(in)
 	var out, errs bytes.Buffer

@@ -72,6 +72,7 @@ func (s *system) placeAll(n int, body func(i int, id uuid.UUID) httpapi.PlaceOrd
 }
 
 func fiftyForTen(t *testing.T, s *system) {
+	t.Helper()
 	s.product("FEW", 990, 10)
 	ids := s.placeAll(50, func(_ int, id uuid.UUID) httpapi.PlaceOrder { return placing(id, goodCard, item("FEW", 1)) })
 	require.Equal(t, map[string]int{"confirmed": 10, "rejected (out_of_stock)": 40}, s.outcomes(ids))
@@ -81,6 +82,7 @@ func fiftyForTen(t *testing.T, s *system) {
 
 // crossed: orders that list the same products in every order; whoever locks them as listed meets a deadlock.
 func crossed(t *testing.T, s *system) {
+	t.Helper()
 	skus := []string{"CROSS-1", "CROSS-2", "CROSS-3", "CROSS-4"}
 	for _, sku := range skus {
 		s.product(sku, 100, 1000)
@@ -99,6 +101,7 @@ func crossed(t *testing.T, s *system) {
 }
 
 func hot(t *testing.T, s *system) {
+	t.Helper()
 	const orders = 150
 	s.product("HOT", 100, 10*orders)
 	begin := time.Now()
@@ -112,6 +115,7 @@ func hot(t *testing.T, s *system) {
 // changedMinds: a cancel that is answered 202 promises that the order does not end confirmed, whatever it meets; one that is answered 409
 // came too late.
 func changedMinds(t *testing.T, s *system) {
+	t.Helper()
 	s.faults(simulator.Faults{Fault: simulator.Fault{
 		Latency: simulator.Duration(20 * time.Millisecond), Jitter: simulator.Duration(150 * time.Millisecond), ErrorAfter: 0.05, Timeout: 0.03,
 	}})

@@ -39,6 +39,8 @@ const (
 	tick       = 25 * time.Millisecond
 	// readyWithin bounds a start, with the race detector on a machine that is busy.
 	readyWithin = 45 * time.Second
+	// insistFor bounds the tries of one customer.
+	insistFor = 2 * time.Minute
 	// settleWithin bounds the end of orders that nothing stands in the way of any more.
 	settleWithin = 60 * time.Second
 )
@@ -99,6 +101,7 @@ func newSystem(tb testing.TB, o options) *system {
 
 // with is the system as a part of the test sees it.
 func (s *system) with(tb testing.TB) *system {
+	tb.Helper()
 	part := *s
 	part.tb = tb
 	return &part
@@ -291,6 +294,8 @@ func (s *system) place(b httpapi.PlaceOrder) error {
 // insist places an order through whatever happens to the service, under its id as the key, as a client that wants to know would.
 // It answers the refusal, if the service refuses the order itself.
 func (s *system) insist(ctx context.Context, b httpapi.PlaceOrder) error {
+	ctx, cancel := context.WithTimeout(ctx, insistFor)
+	defer cancel()
 	for {
 		err := s.place(b)
 		var p *apiclient.ProblemError
@@ -300,8 +305,8 @@ func (s *system) insist(ctx context.Context, b httpapi.PlaceOrder) error {
 		case errors.As(err, &p) && p.Status < 500 && p.Status != http.StatusTooManyRequests && p.Code != "in_flight":
 			return err
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			return err
+		if pause(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("gave up after %s: %w", insistFor, err)
 		}
 	}
 }
