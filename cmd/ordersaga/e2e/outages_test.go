@@ -30,6 +30,7 @@ func TestOutages(t *testing.T) {
 	p := s.serve("serve")
 	s.product("AWAY", 990, 100_000)
 	t.Run("F07_GatewayAway", func(t *testing.T) { gatewayAway(t, s.with(t)) })
+	t.Run("F37_GatewayFailsForEverybody", func(t *testing.T) { gatewayFails(t, s.with(t)) })
 	t.Run("F21_PostgresRestarts", func(t *testing.T) {
 		s := s.with(t)
 		ids := s.through(func() {
@@ -137,6 +138,25 @@ func gatewayAway(t *testing.T, s *system) {
 	require.Less(t, tiers["200ms"], len(ids)/3, "the open breaker spends attempts: %v", tiers)
 	require.Zero(t, tiers["3s"], "%v", tiers)
 	require.Empty(t, s.letters())
+}
+
+// gatewayFails: the gateway answers, always wrongly, for some seconds: with errors that it stores under their keys, before the effect and
+// after it, and not at all although the effect took place. It ends with everybody charged once, and no dead letter.
+func gatewayFails(t *testing.T, s *system) {
+	t.Helper()
+	for name, f := range map[string]simulator.Fault{
+		"errors before the effect": {ErrorBefore: 1}, "errors after the effect": {ErrorAfter: 1}, "no answers": {Timeout: 1},
+	} {
+		begin := time.Now()
+		ids := s.through(func() {
+			s.faults(simulator.Faults{Fault: f})
+			require.NoError(t, pause(t.Context(), awayFor/2))
+			s.faults(simulator.Faults{})
+		})
+		require.Equal(t, map[string]int{"confirmed": len(ids)}, s.outcomes(ids), name)
+		t.Logf("%s: %d orders, all ended after %s", name, len(ids), time.Since(begin).Round(time.Millisecond))
+		require.Empty(t, s.letters(), name)
+	}
 }
 
 // TestStuck: what stands still shows within a minute, and ends once it can.
