@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -11,15 +12,19 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersaga/adapters/embedded/testenv"
 	"ordersaga/adapters/httpapi"
+	"ordersaga/cmd/ordersaga/internal/audit"
 	"ordersaga/cmd/ordersaga/internal/simulator"
 )
 
@@ -60,11 +65,6 @@ func TestF04_KillLoop(t *testing.T) {
 	start := func() *process { return launchAt(t, log, "serve", s.env, "serve") }
 	p := start()
 	s.awaitReady(p, s.addr)
-	s.product("KILL-1", 1290, int64(5*orders))
-	s.product("KILL-2", 450, int64(5*orders))
-	s.product("KILL-NONE", 9900, 0)
-	s.faults(killFaults(uint64(orders)))
-
 	kills := max(killsLeast, orders/ordersPerKill)
 	c := newCustomers(t, s, orders)
 	conn := s.sql()
@@ -97,27 +97,48 @@ func TestF04_KillLoop(t *testing.T) {
 	if under := s.count(conn, "SELECT count(*) FROM sagas WHERE ended_at IS NULL"); under > 0 {
 		progress = append(progress, awaitProgress(t, p, before, ended))
 	}
-	s.faults(simulator.Faults{})
-	ids := c.accept()
-	require.Len(t, ids, orders)
-	require.True(t, waitFor(killSettle, func() bool {
-		return s.count(conn, "SELECT count(*) FROM sagas WHERE ended_at IS NULL") == 0
-	}), "%d orders have not ended", s.count(conn, "SELECT count(*) FROM sagas WHERE ended_at IS NULL"))
-	s.awaitReady(p, s.addr)
-	books := s.clean()
-	confirmed := s.sums(ids)
-	require.EqualValues(t, orders, books.Orders["confirmed"]+books.Orders["rejected"]+books.Orders["cancelled"], "an order for each key, and no other")
-	require.Empty(t, books.DeadLetters["open"], "%s", must(t, s.env, "dlq", "list"))
-	for _, sku := range []string{"KILL-1", "KILL-2"} {
-		v := s.stock(sku)
-		require.EqualValues(t, 5*orders, v.OnHand+v.Sold, sku)
-		require.Zero(t, v.Reserved, sku)
-	}
+	books, confirmed := c.everything(orders, conn)
 	p.stop(t)
 	slices.Sort(progress)
 	t.Logf("%d orders through %d kills of the service and one of Postgres: %v, %d confirmed; restart to progress (F33): median %s, worst %s of %d",
 		orders, kills, books.Orders, confirmed, progress[len(progress)/2].Round(time.Millisecond), progress[len(progress)-1].Round(time.Millisecond), len(progress))
 	require.Less(t, progress[len(progress)-1], progressWithin)
+}
+
+// TestF05_KillRoles: the roles are split over processes, each in two copies that come and go as ordinary members of their groups; one after
+// the other is killed at random while the rest works on.
+func TestF05_KillRoles(t *testing.T) {
+	t.Parallel()
+	orders := number(t, "ORDERSAGA_E2E_ORDERS", killOrders)
+	s := newSystem(t, options{env: []string{
+		"ORDERSAGA_KAFKA__SESSION_TIMEOUT=6s", "ORDERSAGA_PAYMENT__TIMEOUT=700ms", "ORDERSAGA_SAGA__RETRIABLE_DEADLINE=10s", "ORDERSAGA_SAGA__COMPENSATING_DEADLINE=10s",
+	}})
+	roles := []string{"http", "relay", "relay", "stock,compensation", "stock,compensation", "payment", "payment", "coordinator,order-commands", "coordinator,order-commands"}
+	ps := make([]*process, len(roles))
+	start := func(i int) {
+		name := fmt.Sprintf("%d-%s", i, strings.ReplaceAll(roles[i], ",", "-"))
+		ps[i] = launchAt(t, filepath.Join(t.TempDir(), name+".log"), name, append(append([]string{}, s.env...), "ORDERSAGA_ROLES="+roles[i]), "serve")
+	}
+	for i := range roles {
+		start(i)
+	}
+	s.awaitReady(ps[0], s.addr)
+	c := newCustomers(t, s, orders)
+	conn := s.sql()
+	kills := max(2*killsLeast, orders/ordersPerKill)
+	for kill := range kills {
+		c.allow(orders * (kill + 1) / kills)
+		require.NoError(t, pause(t.Context(), 200*time.Millisecond+rand.N(1200*time.Millisecond)))
+		i := rand.IntN(len(ps))
+		require.False(t, ps[i].ended(), "%s ended by itself: %s\n%s", ps[i].name, ps[i].end(), tail(ps[i].said(t), shownOnFailure))
+		ps[i].kill()
+		start(i)
+	}
+	books, confirmed := c.everything(orders, conn)
+	for _, p := range ps {
+		p.stop(t)
+	}
+	t.Logf("%d orders through %d kills among %d processes: %v, %d confirmed", orders, kills, len(ps), books.Orders, confirmed)
 }
 
 // killFaults fails about a sixth of all calls.
@@ -140,6 +161,7 @@ func awaitProgress(t *testing.T, p *process, before int64, ended func() int64) t
 // customers place orders of all kinds until each is answered.
 type customers struct {
 	s        *system
+	producer *kgo.Client
 	finished chan struct{}
 	work     chan int
 	allowed  int // of one goroutine
@@ -150,7 +172,11 @@ type customers struct {
 
 func newCustomers(t *testing.T, s *system, orders int) *customers {
 	t.Helper()
-	c := &customers{s: s, finished: make(chan struct{}), work: make(chan int, orders)}
+	s.product("KILL-1", 1290, int64(5*orders))
+	s.product("KILL-2", 450, int64(5*orders))
+	s.product("KILL-NONE", 9900, 0)
+	s.faults(killFaults(uint64(orders)))
+	c := &customers{s: s, producer: s.kafka(), finished: make(chan struct{}), work: make(chan int, orders)}
 	ctx, cancel := context.WithCancel(t.Context())
 	work := c.work
 	var wg sync.WaitGroup
@@ -184,7 +210,8 @@ func (c *customers) allow(n int) {
 	}
 }
 
-// one places the order of number i, of ten: seven good, one declined, one out of stock, one cancelled.
+// one places the order of number i, of ten: seven good, of which one by the command topic and twice, one declined, one out of stock, one
+// cancelled.
 func (c *customers) one(ctx context.Context, i int) {
 	id := uuid.Must(uuid.NewV7())
 	b := placing(id, goodCard, item("KILL-1", int64(1+i%3)))
@@ -197,7 +224,16 @@ func (c *customers) one(ctx context.Context, i int) {
 	case 5:
 		b.Items = append(b.Items, item("KILL-NONE", 1))
 	}
-	err := c.s.insist(ctx, b)
+	var err error
+	if i%10 == 8 {
+		value := []byte(commandBody(c.s.tb, b))
+		for range 2 { // under two ids, as a producer that was killed itself may do
+			err = errors.Join(err, c.s.publish(ctx, c.producer, "orders.commands.v1", id.String(), value,
+				kgo.RecordHeader{Key: "ce_type", Value: []byte(placeOrder)}, kgo.RecordHeader{Key: "ce_id", Value: []byte(uuid.NewString())}))
+		}
+	} else {
+		err = c.s.insist(ctx, b)
+	}
 	if err == nil && i%10 == 7 {
 		// Best effort: the customer is gone after one try.
 		_ = c.s.api.Do(ctx, http.MethodPost, "/v1/orders/"+id.String()+"/cancel", nil, nil, httpapi.CancelOrder{Reason: "changed my mind"}, nil)
@@ -218,4 +254,27 @@ func (c *customers) accept() []uuid.UUID {
 	<-c.finished
 	require.Empty(c.s.tb, c.errs)
 	return c.ids
+}
+
+// everything checks that in the end all is as it should be, and answers the product's own audit and how many were confirmed.
+func (c *customers) everything(orders int, conn *pgx.Conn) (*audit.Report, int) {
+	s, t := c.s, c.s.tb
+	t.Helper()
+	s.faults(simulator.Faults{})
+	ids := c.accept()
+	require.Len(t, ids, orders)
+	left := func() int64 {
+		return int64(orders) - s.count(conn, "SELECT count(*) FROM sagas WHERE ended_at IS NOT NULL")
+	}
+	require.True(t, waitFor(killSettle, func() bool { return left() == 0 }), "%d orders have not ended\n%s", left(), command(t, s.env, "sagas", "list", "--phase", "running").out)
+	require.True(t, waitFor(readyWithin, func() bool { return s.ready(s.addr) }))
+	books := s.clean()
+	require.EqualValues(t, orders, books.Orders["confirmed"]+books.Orders["rejected"]+books.Orders["cancelled"], "an order for each key, and no other")
+	require.Empty(t, books.DeadLetters["open"], "%s", command(t, s.env, "dlq", "list").out)
+	for _, sku := range []string{"KILL-1", "KILL-2"} {
+		v := s.stock(sku)
+		require.EqualValues(t, 5*orders, v.OnHand+v.Sold, sku)
+		require.Zero(t, v.Reserved, sku)
+	}
+	return books, s.sums(ids)
 }
