@@ -29,6 +29,7 @@ import (
 	"ordersaga/adapters/embedded/testenv"
 	"ordersaga/adapters/httpapi"
 	"ordersaga/cmd/ordersaga/internal/apiclient"
+	"ordersaga/cmd/ordersaga/internal/simulator"
 )
 
 // reloadWithin bounds how soon a changed file counts.
@@ -96,6 +97,15 @@ func TestCommandLine(t *testing.T) {
 		require.Contains(t, late.err, "already_confirmed")
 		watched := must(t, env, "orders", "watch", o.OrderID.String(), "-o", "jsonl")
 		require.Contains(t, watched, "confirmed")
+		s.faults(simulator.Faults{Fault: simulator.Fault{Latency: simulator.Duration(400 * time.Millisecond)}})
+		var live httpapi.OrderAccepted
+		require.NoError(t, json.Unmarshal([]byte(must(t, env, "orders", "submit", "--customer", "c-20", "--item", "CLI-1", "-o", "json")), &live))
+		require.Equal(t, httpapi.OrderStatusPending, live.Status)
+		followed := strings.Split(strings.TrimSpace(must(t, env, "orders", "watch", live.OrderID.String())), "\n")
+		require.GreaterOrEqual(t, len(followed), 2, "%q", followed)
+		require.Contains(t, followed[0], "pending")
+		require.Contains(t, followed[len(followed)-1], "OrderConfirmed")
+		s.faults(simulator.Faults{})
 		some := command(t, env, "orders", "get", o.OrderID.String(), uuid.NewString())
 		require.Equal(t, 1, some.code)
 		require.Contains(t, some.out, o.OrderID.String(), "what is there is shown")

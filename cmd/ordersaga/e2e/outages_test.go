@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,8 +41,11 @@ func TestOutages(t *testing.T) {
 			require.NoError(t, a.err)
 			require.Equal(t, http.StatusServiceUnavailable, a.status, "%s", a.body)
 			require.NotEmpty(t, a.retryAfter)
-			require.NoError(t, pause(t.Context(), awayFor/2))
+			early := s.launch("early", "ORDERSAGA_HTTP_ADDR="+freeAddr(t))
+			require.True(t, waitFor(readyWithin, func() bool { return early.ended() || strings.Contains(early.said(t), "waiting for the database") }))
 			require.NoError(t, pg.Restart(t.Context()))
+			require.True(t, waitFor(readyWithin, func() bool { return early.ended() || strings.Contains(early.said(t), `"started"`) }))
+			early.stop(t) // it has waited for the database, and worked with the other one since
 		})
 		require.Equal(t, map[string]int{"confirmed": len(ids)}, s.outcomes(ids))
 		require.True(t, waitFor(readyWithin, func() bool { return s.ready(s.addr) }))

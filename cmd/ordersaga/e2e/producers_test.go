@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,8 +17,12 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"google.golang.org/protobuf/proto"
 
 	"ordersaga/adapters/httpapi"
+	"ordersaga/cmd/ordersaga/internal/apiclient"
+	"ordersaga/schemas/ordersv1"
 )
 
 // lacking fails where nothing may be skipped, and skips loudly elsewhere.
@@ -130,6 +135,57 @@ func TestKcatAndPythonProducers(t *testing.T) {
 		require.Contains(t, shown, "items.quantity")
 		require.NotContains(t, shown, "c-17", "personal data is shown only when asked for")
 		require.Contains(t, must(t, s.env, "dlq", "show", "--full", l.ID.String()), "c-17")
+		buried := map[string]*kgo.Record{}
+		require.True(t, waitFor(settleWithin, func() bool {
+			s.read("dlq.order-commands", func(r *kgo.Record) { buried[string(r.Key)] = r })
+			return buried[malformed.String()] != nil
+		}), "the dead-letter topic has it too")
+		r := buried[malformed.String()]
+		require.Equal(t, s.prefix+"orders.commands.v1", s.prefix+header(r, "__dlq.errors.topic"))
+		require.Equal(t, fmt.Sprint(l.Partition), header(r, "__dlq.errors.partition"))
+		require.Equal(t, fmt.Sprint(l.Offset), header(r, "__dlq.errors.offset"))
+		require.Equal(t, "order-commands", header(r, "__dlq.errors.group"))
+		require.Equal(t, "1", header(r, "__dlq.errors.delivery.count"))
+		require.Contains(t, header(r, "__dlq.errors.message"), "items.quantity")
+	})
+
+	t.Run("Protobuf", func(t *testing.T) {
+		s := s.with(t)
+		id := uuid.Must(uuid.NewV7())
+		body, err := proto.Marshal(&ordersv1.PlaceOrder{
+			OrderId: id.String(), CustomerId: "c-19", Currency: "EUR", PaymentMethod: goodCard, Items: []*ordersv1.OrderItem{{Sku: "TOPIC-1", Quantity: 2}},
+		})
+		require.NoError(t, err)
+		require.NoError(t, s.publish(t.Context(), s.kafka(), "orders.commands.v1", id.String(), body,
+			kgo.RecordHeader{Key: "ce_type", Value: []byte(placeOrder)}, kgo.RecordHeader{Key: "content-type", Value: []byte("application/protobuf")}))
+		o := s.await(id, settleWithin)
+		require.Equal(t, "confirmed", outcome(o))
+		require.EqualValues(t, 2*1290, o.TotalMinor)
+	})
+
+	t.Run("one order by both doors", func(t *testing.T) {
+		s := s.with(t)
+		cl := s.kafka()
+		var ids []uuid.UUID
+		for range 10 {
+			id := uuid.Must(uuid.NewV7())
+			ids = append(ids, id)
+			b := placing(id, goodCard, item("TOPIC-1", 1))
+			errs := make([]error, 4)
+			atOnce(len(errs), func(i int) {
+				if i%2 == 0 {
+					errs[i] = s.publish(t.Context(), cl, "orders.commands.v1", id.String(), []byte(commandBody(t, b)), kgo.RecordHeader{Key: "ce_type", Value: []byte(placeOrder)})
+					return
+				}
+				errs[i] = s.insist(t.Context(), b)
+				var p *apiclient.ProblemError
+				if errors.As(errs[i], &p) && p.Code == "order_exists" {
+					errs[i] = nil // the topic was first
+				}
+			})
+			require.NoError(t, errors.Join(errs...))
+		}
+		require.Equal(t, map[string]int{"confirmed": len(ids)}, s.outcomes(ids))
 	})
 
 	t.Run("Python", func(t *testing.T) {

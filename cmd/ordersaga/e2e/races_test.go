@@ -28,6 +28,7 @@ func TestRaces(t *testing.T) {
 	t.Run("F29_FiftyOrdersForTenPieces", func(t *testing.T) { fiftyForTen(t, s.with(t)) })
 	t.Run("F27_SameProductsInEveryOrder", func(t *testing.T) { crossed(t, s.with(t)) })
 	t.Run("F28_HotProduct", func(t *testing.T) { hot(t, s.with(t)) })
+	t.Run("F29_RestockWhileSelling", func(t *testing.T) { restock(t, s.with(t)) })
 	t.Run("F10_CancelAtManyMoments", func(t *testing.T) { changedMinds(t, s.with(t)) })
 	books := s.clean()
 	require.Empty(t, books.DeadLetters)
@@ -110,6 +111,40 @@ func hot(t *testing.T, s *system) {
 	require.Equal(t, map[string]int{"confirmed": orders}, s.outcomes(ids))
 	t.Logf("%d orders of one product at once: accepted after %s, all ended after %s", orders, accepted.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	require.EqualValues(t, 2*orders, s.stock("HOT").Sold)
+}
+
+// restock: somebody counts the shelf and writes down what there is, again and again, while it is being sold. Whatever comes of it is
+// recorded and adds up, which the audit looks at.
+func restock(t *testing.T, s *system) {
+	t.Helper()
+	const orders = 60
+	s.product("SHELF", 100, 5)
+	stop := make(chan struct{})
+	counted := make(chan int)
+	go func() {
+		n := 0
+		for ; pause(t.Context(), 10*time.Millisecond) == nil; n++ {
+			select {
+			case <-stop:
+				counted <- n
+				return
+			default:
+			}
+			onHand := rand.Int64N(20)
+			// A count below what is reserved is refused; that is an answer too.
+			_ = s.api.Do(t.Context(), http.MethodPut, "/v1/products/SHELF", nil, nil, httpapi.PutProduct{Name: "shelf", UnitPriceMinor: 100, Currency: "EUR", OnHand: &onHand}, nil)
+		}
+		counted <- n
+	}()
+	ids := s.placeAll(orders, func(_ int, id uuid.UUID) httpapi.PlaceOrder { return placing(id, goodCard, item("SHELF", 1)) })
+	n := s.outcomes(ids)
+	close(stop)
+	t.Logf("%v while the shelf was counted %d times", n, <-counted)
+	require.Equal(t, orders, n["confirmed"]+n["rejected (out_of_stock)"])
+	v := s.stock("SHELF")
+	require.EqualValues(t, n["confirmed"], v.Sold)
+	require.Zero(t, v.Reserved)
+	require.GreaterOrEqual(t, v.Available, int64(0))
 }
 
 // changedMinds: a cancel that is answered 202 promises that the order does not end confirmed, whatever it meets; one that is answered 409
