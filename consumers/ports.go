@@ -52,6 +52,13 @@ type Handler[T any] interface {
 	Prepare(ctx context.Context, batch []*Delivery) (Apply[T], error)
 }
 
+// Foresight is what a Handler may have too: it knows, before the inbox has answered, which rows its Apply will lock, so that they are read in the
+// inbox's own round trip. It decides nothing. Apply locks what it needs all the same, and some of what was foreseen may not be needed:
+// the batch is that of Prepare, with the deliveries that the inbox will turn away.
+type Foresight[T any] interface {
+	Foresee(tx T, batch []*Delivery)
+}
+
 // InboxState is what is known of a message in a group.
 type InboxState string
 

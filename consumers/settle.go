@@ -148,6 +148,7 @@ func (r *run[T]) settle(it *item[T], v Verdict, err error) {
 // decide is the transaction: claim, apply, verdicts, and the rows that they leave. It may run more than once and changes nothing
 // but tx.
 func (r *run[T]) decide(ctx context.Context, tx T, items []*item[T], apply Apply[T]) ([]decided[T], error) {
+	r.foresee(tx, items, apply)
 	claimed, verdicts, err := r.claim(ctx, tx, items)
 	if err != nil {
 		return nil, err
@@ -186,6 +187,23 @@ func (r *run[T]) decide(ctx context.Context, tx T, items []*item[T], apply Apply
 		verdicts = append(verdicts, decided[T]{c.it, v, res.Err})
 	}
 	return verdicts, w.flush(ctx, tx)
+}
+
+// foresee lets the handler name what it will lock.
+func (r *run[T]) foresee(tx T, items []*item[T], apply Apply[T]) {
+	f, ok := r.handler.(Foresight[T])
+	if !ok || apply == nil {
+		return
+	}
+	batch := make([]*Delivery, 0, len(items))
+	for _, it := range items {
+		if it.actor() {
+			batch = append(batch, it.d)
+		}
+	}
+	if len(batch) > 0 {
+		f.Foresee(tx, batch)
+	}
 }
 
 // claim is one item that may act.

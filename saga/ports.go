@@ -56,6 +56,8 @@ type IdempotencyKey struct {
 
 // Tx is what one transaction offers the coordinator and the use cases; a batch at a time. Writes may be deferred to the commit.
 type Tx interface {
+	// ForeseeSagas says which LockSagas will be asked for next: it may be read ahead, and locked, with another round trip.
+	ForeseeSagas(ids []domain.OrderID)
 	// LockSagas reads sagas and locks them in sorted order. Ids that have none are left out.
 	LockSagas(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]*Instance, error)
 	SaveSagas(ctx context.Context, changes []Change) error

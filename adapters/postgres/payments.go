@@ -28,10 +28,18 @@ func comparePaymentKeys(a, b *domain.PaymentStep) int {
 // authorize row has none at all and can't be locked: two that find none meet in the primary key of the row they insert, so an undo that
 // finds no action must leave its tombstone under the action's own operation.
 func (t *Tx) LockPayments(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Payment, error) {
-	out := make(map[domain.OrderID]*domain.Payment, len(orders))
 	if len(orders) == 0 {
-		return out, nil
+		return map[domain.OrderID]*domain.Payment{}, nil
 	}
+	if out, err := foreseen(ctx, t, &t.paymentsAhead, orders); out != nil || err != nil {
+		return out, err
+	}
+	out := make(map[domain.OrderID]*domain.Payment, len(orders))
+	t.queueLockPayments(orders, out)
+	return out, t.send(ctx, false)
+}
+
+func (t *Tx) queueLockPayments(orders []domain.OrderID, out map[domain.OrderID]*domain.Payment) {
 	for _, id := range orders {
 		out[id] = domain.NewPayment(id)
 	}
@@ -40,7 +48,7 @@ func (t *Tx) LockPayments(ctx context.Context, orders []domain.OrderID) (map[dom
 	}
 	t.queue("lock authorizations", `SELECT FROM payments WHERE order_id = ANY($1) AND op = 'authorize' ORDER BY order_id FOR NO KEY UPDATE`, orders)
 	const q = `SELECT order_id, op, state, attempt, amount_minor, currency, method, ref, code, begun FROM payments WHERE order_id = ANY($1)`
-	err := t.query(ctx, "lock payments", q, []any{orders}, func(r pgx.Rows) error {
+	t.queueRead("lock payments", q, []any{orders}, func(r pgx.Rows) error {
 		s, err := scanPayment(r)
 		if err != nil {
 			return err
@@ -49,7 +57,6 @@ func (t *Tx) LockPayments(ctx context.Context, orders []domain.OrderID) (map[dom
 		t.payments[paymentKey{s.Order, s.Op}] = true
 		return nil
 	})
-	return out, err
 }
 
 func scanPayment(r pgx.Rows) (s domain.PaymentStep, err error) {

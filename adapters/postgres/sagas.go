@@ -21,11 +21,19 @@ FROM sagas WHERE order_id = ANY($1) ORDER BY order_id FOR NO KEY UPDATE`
 
 // LockSagas reads sagas and locks them.
 func (t *Tx) LockSagas(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]*saga.Instance, error) {
-	out := make(map[domain.OrderID]*saga.Instance, len(ids))
 	if len(ids) == 0 {
-		return out, nil
+		return map[domain.OrderID]*saga.Instance{}, nil
 	}
-	err := t.query(ctx, "lock sagas", lockSagas, []any{ids}, func(r pgx.Rows) error {
+	if out, err := foreseen(ctx, t, &t.sagasAhead, ids); out != nil || err != nil {
+		return out, err
+	}
+	out := make(map[domain.OrderID]*saga.Instance, len(ids))
+	t.queueLockSagas(ids, out)
+	return out, t.send(ctx, false)
+}
+
+func (t *Tx) queueLockSagas(ids []domain.OrderID, out map[domain.OrderID]*saga.Instance) {
+	t.queueRead("lock sagas", lockSagas, []any{ids}, func(r pgx.Rows) error {
 		in := &saga.Instance{}
 		s := &in.State
 		var steps, undos, stuck, owner string
@@ -42,7 +50,6 @@ func (t *Tx) LockSagas(ctx context.Context, ids []domain.OrderID) (map[domain.Or
 		out[in.Order] = in
 		return nil
 	})
-	return out, err
 }
 
 func letters(p []saga.Progress) string {

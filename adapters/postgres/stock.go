@@ -11,12 +11,20 @@ import (
 
 // LockReservations locks in the order of order ids.
 func (t *Tx) LockReservations(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Reservation, error) {
-	out := make(map[domain.OrderID]*domain.Reservation, len(orders))
 	if len(orders) == 0 {
-		return out, nil
+		return map[domain.OrderID]*domain.Reservation{}, nil
 	}
+	if out, err := foreseen(ctx, t, &t.reservationsAhead, orders); out != nil || err != nil {
+		return out, err
+	}
+	out := make(map[domain.OrderID]*domain.Reservation, len(orders))
+	t.queueLockReservations(orders, out)
+	return out, t.send(ctx, false)
+}
+
+func (t *Tx) queueLockReservations(orders []domain.OrderID, out map[domain.OrderID]*domain.Reservation) {
 	const q = `SELECT order_id, state, lines, coalesce(short, ''), coalesce(have, 0) FROM reservations WHERE order_id = ANY($1) ORDER BY order_id FOR NO KEY UPDATE`
-	err := t.query(ctx, "lock reservations", q, []any{orders}, func(r pgx.Rows) error {
+	t.queueRead("lock reservations", q, []any{orders}, func(r pgx.Rows) error {
 		v := &domain.Reservation{}
 		var lines []byte
 		err := r.Scan((*[16]byte)(&v.Order), (*string)(&v.State), &lines, (*string)(&v.Short), &v.Have)
@@ -26,7 +34,6 @@ func (t *Tx) LockReservations(ctx context.Context, orders []domain.OrderID) (map
 		out[v.Order] = v
 		return err
 	})
-	return out, err
 }
 
 // LockStock locks in the order of SKUs (F27). It comes after the reservations and last before the commit: a hot product's row is held

@@ -9,6 +9,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"ordersaga/domain"
+	"ordersaga/saga"
 )
 
 // View is the database through one pool. It satisfies saga.Store[*Tx] and consumers.Store[*Tx].
@@ -73,11 +76,16 @@ type Tx struct {
 	pool    *pgxpool.Pool
 	conn    *pgxpool.Conn
 	queued  []statement
-	open    bool  // begin was sent
-	emitted bool  // the outbox got rows: the relay is woken after the commit
-	err     error // the first failure: the transaction is lost, and every later call says so
+	ahead   []statement // reads that go with the next round trip; see ahead.go
+	open    bool        // begin was sent
+	emitted bool        // the outbox got rows: the relay is woken after the commit
+	err     error       // the first failure: the transaction is lost, and every later call says so
 
 	payments map[paymentKey]bool // the rows that LockPayments found
+
+	sagasAhead        *readAhead[*saga.Instance]
+	reservationsAhead *readAhead[*domain.Reservation]
+	paymentsAhead     *readAhead[*domain.Payment]
 }
 
 type statement struct {
@@ -125,7 +133,7 @@ func (t *Tx) send(ctx context.Context, commit bool) error {
 		return t.err
 	}
 	if t.err = t.sendOnce(ctx, commit); t.err == nil {
-		t.queued = t.queued[:0]
+		t.queued, t.ahead = t.queued[:0], nil
 		t.open = !commit
 	}
 	return t.err
@@ -139,11 +147,14 @@ func (t *Tx) sendOnce(ctx context.Context, commit bool) error {
 		}
 		t.conn = c
 	}
-	list := make([]statement, 0, len(t.queued)+2)
+	list := make([]statement, 0, len(t.queued)+len(t.ahead)+2)
 	if !t.open && !commit {
 		list = append(list, statement{name: nameBegin, sql: "begin"})
 	}
 	list = append(list, t.queued...)
+	if !commit { // what nobody asked for until now, nobody will
+		list = append(list, t.ahead...)
+	}
 	if commit && t.open {
 		list = append(list, statement{name: nameCommit, sql: "commit"})
 	}

@@ -45,6 +45,13 @@ func (h *traced[T]) Prepare(ctx context.Context, batch []*consumers.Delivery) (c
 	return h.prepare(ctx, batch)
 }
 
+// Foresee passes on what the handler knows; one that knows nothing names nothing.
+func (h *traced[T]) Foresee(tx T, batch []*consumers.Delivery) {
+	if f, ok := h.next.(consumers.Foresight[T]); ok {
+		f.Foresee(tx, batch)
+	}
+}
+
 func (h *traced[T]) wanted(d *consumers.Delivery) bool {
 	return d.Trace.IsZero() || d.Trace.Sampled() && h.t.exports
 }

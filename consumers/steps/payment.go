@@ -60,6 +60,9 @@ func (p *Payment[T]) Prepare(ctx context.Context, batch []*consumers.Delivery) (
 	}, nil
 }
 
+// Foresee implements consumers.Foresight.
+func (p *Payment[T]) Foresee(tx T, batch []*consumers.Delivery) { tx.ForeseePayments(ordersOf(batch)) }
+
 func (p *Payment[T]) begin(pay *domain.Payment, d *consumers.Delivery) (domain.Begin, bool) {
 	switch m := d.Data.(type) {
 	case *events.AuthorizePayment:

@@ -9,6 +9,8 @@ import (
 
 // StockTx is what a transaction offers the stock steps. Writes may be deferred to the commit.
 type StockTx interface {
+	// ForeseeReservations says which LockReservations will be asked for next: it may be read ahead, and locked, with another round trip.
+	ForeseeReservations(orders []domain.OrderID)
 	// LockReservations reads the reservations of orders and locks them in sorted order; orders that have none are left out.
 	LockReservations(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Reservation, error)
 	// LockStock reads stock rows and locks them in sorted order; SKUs that have none are left out.
@@ -22,6 +24,8 @@ type StockTx interface {
 
 // PaymentTx is what a transaction offers the payment steps.
 type PaymentTx interface {
+	// ForeseePayments says which LockPayments will be asked for next, as ForeseeReservations.
+	ForeseePayments(orders []domain.OrderID)
 	// LockPayments reads the barrier rows of orders and locks them in sorted order; an order's authorize row is the lock of them all, and
 	// what its holder inserted while this call waited for it is in the answer. Every order is, with no steps if it has none.
 	LockPayments(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Payment, error)

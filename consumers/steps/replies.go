@@ -18,6 +18,9 @@ func (r *Replies[T]) Prepare(context.Context, []*consumers.Delivery) (consumers.
 	return r.apply, nil
 }
 
+// Foresee implements consumers.Foresight.
+func (r *Replies[T]) Foresee(tx T, batch []*consumers.Delivery) { tx.ForeseeSagas(ordersOf(batch)) }
+
 func (r *Replies[T]) apply(ctx context.Context, tx T, batch []*consumers.Delivery) ([]consumers.Result, error) {
 	facts := make([]saga.Fact, len(batch))
 	for i, d := range batch {

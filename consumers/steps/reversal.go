@@ -22,6 +22,11 @@ func NewPaymentCompensation[T PaymentTx](calls *GatewayCalls[T]) *PaymentCompens
 	return &PaymentCompensation[T]{calls}
 }
 
+// Foresee implements consumers.Foresight.
+func (p *PaymentCompensation[T]) Foresee(tx T, batch []*consumers.Delivery) {
+	tx.ForeseePayments(ordersOf(batch))
+}
+
 // Prepare closes the payments, so that nothing new acts on them, then finds out what there is to reverse and reverses it.
 func (p *PaymentCompensation[T]) Prepare(ctx context.Context, batch []*consumers.Delivery) (consumers.Apply[T], error) {
 	var due []domain.PaymentStep

@@ -22,6 +22,9 @@ func (s *Stock[T]) Prepare(context.Context, []*consumers.Delivery) (consumers.Ap
 	return s.apply, nil
 }
 
+// Foresee implements consumers.Foresight.
+func (s *Stock[T]) Foresee(tx T, batch []*consumers.Delivery) { tx.ForeseeReservations(ordersOf(batch)) }
+
 func (s *Stock[T]) apply(ctx context.Context, tx T, batch []*consumers.Delivery) ([]consumers.Result, error) {
 	lines := make([][]domain.Line, len(batch)) // of ReserveStock that may still act
 	out := make([]consumers.Result, len(batch))
@@ -70,6 +73,11 @@ func NewStockCompensation[T StockTx]() *StockCompensation[T] { return &StockComp
 // Prepare has nothing to do outside the transaction.
 func (s *StockCompensation[T]) Prepare(context.Context, []*consumers.Delivery) (consumers.Apply[T], error) {
 	return s.apply, nil
+}
+
+// Foresee implements consumers.Foresight.
+func (s *StockCompensation[T]) Foresee(tx T, batch []*consumers.Delivery) {
+	tx.ForeseeReservations(ordersOf(batch))
 }
 
 func (s *StockCompensation[T]) apply(ctx context.Context, tx T, batch []*consumers.Delivery) ([]consumers.Result, error) {

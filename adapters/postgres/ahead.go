@@ -1,0 +1,88 @@
+package postgres
+
+import (
+	"context"
+	"slices"
+
+	"ordersaga/domain"
+	"ordersaga/saga"
+)
+
+// readAhead is a read that was foreseen: its statements go with the next round trip, whatever that is for, and its answer waits for the call
+// that asks for it. At low rates a transaction's price is its round trips, each two processes to wake up.
+//
+// Only what is asked for first is read ahead. A second call in the same transaction reads again, and sees what was written meanwhile.
+type readAhead[V any] struct {
+	ids  map[domain.OrderID]bool
+	rows map[domain.OrderID]V
+}
+
+// foreseen answers the rows of ids if they were read ahead, and forgets them; nil if they were not, or not all of them.
+func foreseen[V any](ctx context.Context, t *Tx, at **readAhead[V], ids []domain.OrderID) (map[domain.OrderID]V, error) {
+	a := *at
+	if a == nil {
+		return nil, nil //nolint:nilnil // nothing was foreseen
+	}
+	*at = nil
+	if len(t.ahead) > 0 { // no round trip has taken it along
+		if err := t.send(ctx, false); err != nil {
+			return nil, err
+		}
+	}
+	out := make(map[domain.OrderID]V, len(ids))
+	for _, id := range ids {
+		if !a.ids[id] {
+			return nil, nil //nolint:nilnil // as above
+		}
+		if v, ok := a.rows[id]; ok {
+			out[id] = v
+		}
+	}
+	return out, nil
+}
+
+func sorted(ids []domain.OrderID) []domain.OrderID {
+	ids = slices.Clone(ids)
+	slices.SortFunc(ids, domain.OrderID.Compare)
+	return slices.Compact(ids)
+}
+
+func set(ids []domain.OrderID) map[domain.OrderID]bool {
+	out := make(map[domain.OrderID]bool, len(ids))
+	for _, id := range ids {
+		out[id] = true
+	}
+	return out
+}
+
+// foresee makes what queue queues go with the next round trip instead.
+func (t *Tx) foresee(queue func()) {
+	n := len(t.queued)
+	queue()
+	t.ahead = append(t.ahead, t.queued[n:]...)
+	t.queued = t.queued[:n:n]
+}
+
+// ForeseeSagas reads ahead what LockSagas will be asked for.
+func (t *Tx) ForeseeSagas(ids []domain.OrderID) {
+	ids = sorted(ids)
+	rows := make(map[domain.OrderID]*saga.Instance, len(ids))
+	t.foresee(func() { t.queueLockSagas(ids, rows) })
+	t.sagasAhead = &readAhead[*saga.Instance]{set(ids), rows}
+}
+
+// ForeseeReservations reads ahead what LockReservations will be asked for.
+func (t *Tx) ForeseeReservations(ids []domain.OrderID) {
+	ids = sorted(ids)
+	rows := make(map[domain.OrderID]*domain.Reservation, len(ids))
+	t.foresee(func() { t.queueLockReservations(ids, rows) })
+	t.reservationsAhead = &readAhead[*domain.Reservation]{set(ids), rows}
+}
+
+// ForeseePayments reads ahead what LockPayments will be asked for.
+func (t *Tx) ForeseePayments(ids []domain.OrderID) {
+	ids = sorted(ids)
+	rows := make(map[domain.OrderID]*domain.Payment, len(ids))
+	t.foresee(func() { t.queueLockPayments(ids, rows) })
+	t.paymentsAhead = &readAhead[*domain.Payment]{set(ids), rows}
+}

@@ -1,0 +1,12 @@
+package sagatest
+
+import "ordersaga/domain"
+
+// ForeseeSagas implements saga.Tx. In memory there is no round trip to spare.
+func (tx *Tx) ForeseeSagas([]domain.OrderID) {}
+
+// ForeseeReservations implements steps.StockTx.
+func (tx *Tx) ForeseeReservations([]domain.OrderID) {}
+
+// ForeseePayments implements steps.PaymentTx.
+func (tx *Tx) ForeseePayments([]domain.OrderID) {}
