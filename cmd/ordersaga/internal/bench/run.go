@@ -129,12 +129,14 @@ func (r *Runner) Run(ctx context.Context) (*Report, error) {
 // tailPatience bounds the wait for the tail's first contact.
 const tailPatience = 20 * time.Second
 
-func (r *Runner) tail(ctx context.Context, ended chan<- error) error {
+func (r *Runner) tail(ctx context.Context, ended chan error) error {
 	ready := make(chan struct{})
 	go func() { ended <- r.cfg.Tail(ctx, func() { close(ready) }, r.observe) }()
 	select {
 	case <-ready:
 		return nil
+	case err := <-ended:
+		return fmt.Errorf("events: %w", err)
 	case <-time.After(tailPatience):
 		return errors.New("events: the brokers do not answer; without --kafka-brokers ends are learnt by Prefer: wait")
 	case <-ctx.Done():
