@@ -103,7 +103,7 @@ func (c *Coordinator) Place(ctx context.Context, tx Tx, reqs []PlaceRequest) ([]
 	if len(given) > 0 {
 		slices.SortFunc(given, domain.OrderID.Compare)
 		given = slices.Compact(given)
-		err := tx.LockOrderIDs(ctx, given)
+		err := tx.LockOrderIDs(ctx, given, true)
 		if err == nil {
 			taken, err = tx.FindOrders(ctx, given)
 		}
@@ -207,7 +207,7 @@ func (c *Coordinator) Cancel(ctx context.Context, tx Tx, reqs []CancelRequest) (
 	}
 	slices.SortFunc(ids, domain.OrderID.Compare)
 	// Placing takes the same lock: either it sees the tombstone or we see the order.
-	if err := tx.LockOrderIDs(ctx, slices.Compact(ids)); err != nil {
+	if err := tx.LockOrderIDs(ctx, slices.Compact(ids), false); err != nil {
 		return nil, err
 	}
 	adv, err := c.Advance(ctx, tx, facts)

@@ -62,8 +62,9 @@ type Tx interface {
 	LockSagas(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]*Instance, error)
 	SaveSagas(ctx context.Context, changes []Change) error
 	AppendHistory(ctx context.Context, entries []HistoryEntry) error
-	// LockOrderIDs serialises placing and cancelling of order ids that clients chose, whether or not the orders exist.
-	LockOrderIDs(ctx context.Context, ids []domain.OrderID) error
+	// LockOrderIDs keeps those who place and those who cancel order ids that clients chose apart, whether or not the orders exist. Who
+	// places shares the lock with others who place: that two place one id is found by the order's own row. Who cancels has it alone.
+	LockOrderIDs(ctx context.Context, ids []domain.OrderID, placing bool) error
 	// FindOrders answers the hash of what was asked for, for those of the ids that are taken.
 	FindOrders(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]int64, error)
 	// InsertOrders inserts orders with their sagas. An id that was taken meanwhile makes the transaction start over.

@@ -17,7 +17,7 @@ import (
 // LockOrderIDs takes advisory locks of the transaction, in the order of their numbers. An id's lock is one of 4,096: two ids
 // may share one, which only makes them wait for each other; a lock an id could fill the server's shared lock table
 // (max_locks_per_transaction × max_connections, 6,400 by default) with a few batches.
-func (t *Tx) LockOrderIDs(_ context.Context, ids []domain.OrderID) error {
+func (t *Tx) LockOrderIDs(_ context.Context, ids []domain.OrderID, placing bool) error {
 	if len(ids) == 0 {
 		return nil
 	}
@@ -28,7 +28,11 @@ func (t *Tx) LockOrderIDs(_ context.Context, ids []domain.OrderID) error {
 	}
 	slices.Sort(buckets)
 	buckets = slices.Compact(buckets)
-	t.queue("lock order ids", `SELECT pg_advisory_xact_lock($1, b) FROM unnest($2::int[]) b`, int32(lockOrderIDs), buckets)
+	sql := `SELECT pg_advisory_xact_lock($1, b) FROM unnest($2::int[]) b`
+	if placing { // batches of orders share buckets all the time, and need not wait for each other
+		sql = `SELECT pg_advisory_xact_lock_shared($1, b) FROM unnest($2::int[]) b`
+	}
+	t.queue("lock order ids", sql, int32(lockOrderIDs), buckets)
 	return nil
 }
 

@@ -97,7 +97,7 @@ func everything(t *testing.T, db *DB) {
 		_, err5 := tx.DueSagas(ctx, 10)
 		_, err6 := tx.Away(ctx)
 		return errors.Join(err1, err2, err3, err4, err5, err6,
-			tx.LockOrderIDs(ctx, ids),
+			tx.LockOrderIDs(ctx, ids, true), tx.LockOrderIDs(ctx, ids, false),
 			tx.InsertTombstones(ctx, ids),
 			tx.InsertKeys(ctx, []saga.IdempotencyKey{{Caller: "c", Key: "k", Order: o.ID}}),
 			tx.SaveInbox(ctx, "stock", []consumers.InboxRow{{MessageID: msgs[0], State: consumers.InboxWaiting, New: true}}),

@@ -140,7 +140,7 @@ func (o *OrderCommands[T]) apply(
 	}
 	ws := waves(part, commands)
 	if len(ws) > 1 { // all locks at once, sorted: a second call would take its own out of order
-		if err := tx.LockOrderIDs(ctx, ordersOf(part)); err != nil {
+		if err := tx.LockOrderIDs(ctx, ordersOf(part), false); err != nil {
 			return nil, err
 		}
 	}

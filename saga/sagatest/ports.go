@@ -115,10 +115,12 @@ func (tx *Tx) AppendHistory(_ context.Context, entries []saga.HistoryEntry) erro
 }
 
 // LockOrderIDs implements saga.Tx.
-func (tx *Tx) LockOrderIDs(_ context.Context, ids []domain.OrderID) error {
+func (tx *Tx) LockOrderIDs(_ context.Context, ids []domain.OrderID, placing bool) error {
 	for _, id := range ids {
 		n, _ := lock[int64](tx, tableOrderIDs, id)
-		tx.write(tableOrderIDs, id, n+1) // two that hold it at once conflict
+		if !placing {
+			tx.write(tableOrderIDs, id, n+1) // whoever else holds it at once conflicts
+		}
 	}
 	return sorted(ids, domain.OrderID.Compare)
 }
