@@ -95,7 +95,7 @@ The products it orders are its own (bench-…); making them needs a token with t
 
 func runBench(cmd *cobra.Command, g *globals, f *benchFlags) error {
 	ctx := cmd.Context()
-	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), "bench: "+format+"\n", args...) }
+	say := progressTo(cmd.ErrOrStderr())
 	f.cfg.Version, f.cfg.Progress, f.cfg.URL, f.cfg.Token = version, say, g.url, g.token
 	for _, s := range f.phases {
 		p, err := bench.ParsePhase(s, f.length)
@@ -108,7 +108,7 @@ func runBench(cmd *cobra.Command, g *globals, f *benchFlags) error {
 		return &usageError{err}
 	}
 	if f.embedded {
-		h, err := startHouse(ctx, cmd.ErrOrStderr(), f.latency)
+		h, err := startHouse(ctx, say, f.latency)
 		if err != nil {
 			return err
 		}
@@ -146,6 +146,13 @@ func runBench(cmd *cobra.Command, g *globals, f *benchFlags) error {
 		}
 	}
 	return nil
+}
+
+// progressTo tells people how far a run is; a terminal that is gone is no reason to end it.
+func progressTo(w io.Writer) func(string, ...any) {
+	return func(format string, args ...any) {
+		_, _ = fmt.Fprintf(w, "bench: "+format+"\n", args...)
+	}
 }
 
 // connect opens what the run measures with, and finds the processes.
@@ -241,10 +248,11 @@ func (f *benchFlags) findProcesses() error {
 type house struct {
 	url, kafka, database string
 	cmd                  *exec.Cmd
-	ended                chan error
+	ended                chan struct{} // closed when it has, with err set
+	err                  error
 	dir                  string
 	log                  *os.File
-	errs                 io.Writer
+	say                  func(string, ...any)
 }
 
 // Bounds of the embedded house.
@@ -253,12 +261,12 @@ const (
 	houseStop  = 30 * time.Second
 )
 
-func startHouse(ctx context.Context, errs io.Writer, latency time.Duration) (h *house, err error) {
+func startHouse(ctx context.Context, say func(string, ...any), latency time.Duration) (_ *house, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("--embedded: %w", err)
 	}
-	h = &house{ended: make(chan error, 1), errs: errs}
+	h := &house{ended: make(chan struct{}), say: say}
 	if h.dir, err = os.MkdirTemp("", "ordersaga-bench-"); err != nil {
 		return nil, fmt.Errorf("--embedded: %w", err)
 	}
@@ -273,13 +281,16 @@ func startHouse(ctx context.Context, errs io.Writer, latency time.Duration) (h *
 	if h.log, err = os.Create(filepath.Join(h.dir, "service.log")); err != nil {
 		return h, fmt.Errorf("--embedded: %w", err)
 	}
-	ports, err := freePorts(ctx, 2)
+	addr, err := freeAddress(ctx)
 	if err != nil {
 		return h, err
 	}
-	h.url, h.kafka = "http://"+ports[0], ports[1]
+	if h.kafka, err = freeAddress(ctx); err != nil {
+		return h, err
+	}
+	h.url = "http://" + addr
 	data := filepath.Join(h.dir, "data")
-	h.cmd = exec.CommandContext(context.WithoutCancel(ctx), self, "dev", "--data-dir", data, "--http-addr", ports[0], "--kafka-addr", ports[1], //nolint:gosec // ourselves
+	h.cmd = exec.CommandContext(context.WithoutCancel(ctx), self, "dev", "--data-dir", data, "--http-addr", addr, "--kafka-addr", h.kafka, //nolint:gosec // ourselves
 		"--gateway-latency", latency.String(), "--set", "http.rate_per_caller=1000000", "--set", "http.burst_per_caller=1000000", "--set", "http.max_streams=20000", "--set", "log.level=warn")
 	h.cmd.Stdout, h.cmd.Stderr = h.log, h.log
 	h.cmd.Env = append(withoutSettings(os.Environ()), "ORDERSAGA_CONFIG=")
@@ -287,8 +298,11 @@ func startHouse(ctx context.Context, errs io.Writer, latency time.Duration) (h *
 		h.cmd = nil
 		return h, fmt.Errorf("--embedded: %w", err)
 	}
-	go func() { h.ended <- h.cmd.Wait() }()
-	fmt.Fprintf(errs, "bench: starting everything in %s …\n", h.dir)
+	go func() {
+		h.err = h.cmd.Wait()
+		close(h.ended)
+	}()
+	say("starting everything in %s …", h.dir)
 	return h, h.await(ctx, data)
 }
 
@@ -302,17 +316,14 @@ func withoutSettings(environ []string) (out []string) {
 	return out
 }
 
-func freePorts(ctx context.Context, n int) (out []string, err error) {
-	for range n {
-		var lc net.ListenConfig
-		ln, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("free port: %w", err)
-		}
-		defer ln.Close() //nolint:errcheck // only its number was wanted
-		out = append(out, ln.Addr().String())
+// freeAddress is an address that nobody listened on a moment ago.
+func freeAddress(ctx context.Context) (string, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("free port: %w", err)
 	}
-	return out, nil
+	return ln.Addr().String(), ln.Close()
 }
 
 func (h *house) await(ctx context.Context, data string) error {
@@ -327,10 +338,9 @@ func (h *house) await(ctx context.Context, data string) error {
 			return h.readAddresses(data)
 		}
 		select {
-		case err := <-h.ended:
-			h.ended <- err
+		case <-h.ended:
 			b, _ := os.ReadFile(h.log.Name()) // the error says that it ended, whatever the log does
-			return fmt.Errorf("--embedded: the service ended: %w\n%s", errors.Join(err, errors.New("see its log")), tailOf(b))
+			return fmt.Errorf("--embedded: the service ended: %w\n%s", errors.Join(h.err, errors.New("see its log")), tailOf(b))
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
 			return ctx.Err()
@@ -375,7 +385,7 @@ func (h *house) stop() {
 		_ = h.log.Close() // removed next
 	}
 	if err := os.RemoveAll(h.dir); err != nil {
-		fmt.Fprintf(h.errs, "bench: not removed: %v\n", err)
+		h.say("not removed: %v", err)
 	}
 }
 
@@ -424,7 +434,7 @@ func benchChart() *cobra.Command {
 			default:
 				return usagef("--o-file %q: its ending is .svg or .html", file)
 			}
-			out, err := os.Create(file) //nolint:gosec // what the user named
+			out, err := os.Create(file)
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -196,13 +197,13 @@ func TestConn(t *testing.T) {
 			w.WriteHeader(http.StatusTooManyRequests)
 		case "/base/chunks":
 			_, _ = io.WriteString(w, "one, ")
-			w.(http.Flusher).Flush()
+			_ = http.NewResponseController(w).Flush()
 			_, _ = io.WriteString(w, "two")
 		case "/base/last":
 			w.Header().Set("Connection", "close")
 			_, _ = io.WriteString(w, "bye")
 		default:
-			fmt.Fprintf(w, "%s %s %s %s", r.Method, r.URL.Path, r.Header.Get("X-Key"), b)
+			_, _ = fmt.Fprintf(w, "%s %s %s %s", r.Method, r.URL.Path, r.Header.Get("X-Key"), b)
 		}
 	}))
 	t.Cleanup(srv.Close)
@@ -244,7 +245,8 @@ func TestConnOverTLS(t *testing.T) {
 	k := NewConn(to)
 	_, err = k.Do(t.Context(), &Request{Method: "GET", Path: "/"})
 	require.ErrorContains(t, err, "certificate", "a stranger is not trusted")
-	to.tls.RootCAs = srv.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+	to.tls.RootCAs = x509.NewCertPool()
+	to.tls.RootCAs.AddCert(srv.Certificate())
 	a, err := k.Do(t.Context(), &Request{Method: "GET", Path: "/"})
 	require.NoError(t, err)
 	require.Equal(t, "safe", string(a.Body))
@@ -257,7 +259,7 @@ func TestConnRefusesWhatIsNotHTTP(t *testing.T) {
 		"a wrong length": "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "half an answer": "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",
 	} {
 		t.Run(name, func(t *testing.T) {
-			ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
 			require.NoError(t, err)
 			defer ln.Close()
 			go func() {
@@ -302,7 +304,7 @@ func (s *service) tail(ctx context.Context, ready func(), each func(context.Cont
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/metrics":
-		fmt.Fprintf(w, "# HELP x y\nprocess_resident_memory_bytes 5.24288e+07\ngo_goroutines 42\ngo_gc_duration_seconds{quantile=\"1\"} 0.002\n"+
+		_, _ = fmt.Fprintf(w, "# HELP x y\nprocess_resident_memory_bytes 5.24288e+07\ngo_goroutines 42\ngo_gc_duration_seconds{quantile=\"1\"} 0.002\n"+
 			"go_gc_duration_seconds_sum 0.01\ngo_gc_duration_seconds_count 10\nordersaga_outbox_published_total %d\n", 10*s.orders.Load())
 	case s.refuse.Add(-1) >= 0:
 		w.WriteHeader(http.StatusServiceUnavailable)
@@ -324,7 +326,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(http.StatusAccepted)
 		if s.wait {
-			fmt.Fprintf(w, `{"order_id":%q,"status":%q}`, o.OrderID, status)
+			_, _ = fmt.Fprintf(w, `{"order_id":%q,"status":%q}`, o.OrderID, status)
 			return
 		}
 		s.mu.Lock()
@@ -367,7 +369,7 @@ func TestRun(t *testing.T) {
 			require.Len(t, rep.Phases, 3)
 			p := rep.Phases[0]
 			require.EqualValues(t, 20, p.Refused)
-			require.EqualValues(t, 200, p.Due)
+			require.Equal(t, 200, p.Due)
 			require.EqualValues(t, 180, p.Accepted)
 			require.EqualValues(t, 180, p.Ended)
 			require.Zero(t, p.NotEnded)
@@ -475,7 +477,7 @@ func TestReadReportRefusesStrangers(t *testing.T) {
 }
 
 func TestProcesses(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()
 	if _, err := os.Stat("/proc/self/stat"); err != nil {
@@ -506,7 +508,7 @@ func TestPrepareMakesWhatIsMissing(t *testing.T) {
 		case r.Method == http.MethodGet && !ok:
 			w.WriteHeader(http.StatusNotFound)
 		case r.Method == http.MethodGet:
-			fmt.Fprintf(w, `{"on_hand":%d,"available":%d}`, n+3, n) // three are reserved
+			_, _ = fmt.Fprintf(w, `{"on_hand":%d,"available":%d}`, n+3, n) // three are reserved
 		default:
 			var b struct {
 				OnHand int64 `json:"on_hand"`

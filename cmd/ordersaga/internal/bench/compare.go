@@ -7,12 +7,11 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 )
 
 // ReadReport reads a report that `ordersaga bench -o json` wrote.
 func ReadReport(path string) (*Report, error) {
-	b, err := os.ReadFile(path) //nolint:gosec // what the user named
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("report: %w", err)
 	}
@@ -100,21 +99,17 @@ func WriteDifferences(w io.Writer, a, b *Report, ds []Difference) error {
 		sb.WriteString("note: the machines or Go versions differ\n")
 	}
 	phase := ""
-	tw := tabwriter.NewWriter(&sb, 0, 8, 2, ' ', 0)
+	var table strings.Builder
 	for _, d := range ds {
 		if d.Phase != phase {
 			phase = d.Phase
-			fmt.Fprintf(tw, "\n%s\tA\tB\tB/A\t\n", phase)
+			fmt.Fprintf(&table, "\n%s\tA\tB\tB/A\t\n", phase)
 		}
 		ratio := "-"
 		if d.A != 0 {
 			ratio = fmt.Sprintf("%.2f", d.Ratio)
 		}
-		fmt.Fprintf(tw, "  %s\t"+d.format+"\t"+d.format+"\t%s\t%s\n", d.Figure, d.A, d.B, ratio, d.Verdict)
+		fmt.Fprintf(&table, "  %s\t"+d.format+"\t"+d.format+"\t%s\t%s\n", d.Figure, d.A, d.B, ratio, d.Verdict)
 	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	_, err := io.WriteString(w, sb.String())
-	return err
+	return writeTable(w, sb.String(), table.String(), 0)
 }

@@ -121,10 +121,10 @@ func (r *Recorder) Failed(what string, a Answer, err error) {
 func class(err error) string {
 	type timeout interface{ Timeout() bool }
 	for e := err; e != nil; {
-		if t, ok := e.(timeout); ok && t.Timeout() { //nolint:errorlint // the chain is walked by hand
+		if t, ok := e.(timeout); ok && t.Timeout() {
 			return "timeout"
 		}
-		u, ok := e.(interface{ Unwrap() error }) //nolint:errorlint // as above
+		u, ok := e.(interface{ Unwrap() error })
 		if !ok {
 			break
 		}

@@ -201,30 +201,41 @@ func (r *Report) WriteText(w io.Writer) error {
 		fmt.Fprintf(&b, "note: %s\n", n)
 	}
 	b.WriteByte('\n')
-	tw := tabwriter.NewWriter(&b, 0, 8, 2, ' ', tabwriter.AlignRight)
+	var table strings.Builder
 	phases := make([]*Phase, len(r.Phases))
 	names := make([]string, len(r.Phases))
 	for i := range r.Phases {
 		phases[i], names[i] = &r.Phases[i], r.Phases[i].Name
 	}
-	fmt.Fprintf(tw, "\t%s\t\n", strings.Join(names, "\t"))
+	fmt.Fprintf(&table, "\t%s\t\n", strings.Join(names, "\t"))
 	for _, x := range append(slices.Clone(rows), named(phases)...) {
 		cells := make([]string, len(phases))
-		any := false
+		known := false
 		for i, p := range phases {
 			if v, ok := x.of(p); ok {
-				cells[i], any = fmt.Sprintf(x.format, v), true
+				cells[i], known = fmt.Sprintf(x.format, v), true
 			} else {
 				cells[i] = "-"
 			}
 		}
-		if any {
-			fmt.Fprintf(tw, "%s\t%s\t\n", x.name, strings.Join(cells, "\t"))
+		if known {
+			fmt.Fprintf(&table, "%s\t%s\t\n", x.name, strings.Join(cells, "\t"))
 		}
 	}
-	if err := tw.Flush(); err != nil {
-		return err
+	return writeTable(w, b.String(), table.String(), tabwriter.AlignRight)
+}
+
+// writeTable writes text as it is, then lines of cells with tabs behind them.
+func writeTable(w io.Writer, text, cells string, flags uint) error {
+	if _, err := io.WriteString(w, text); err != nil {
+		return fmt.Errorf("report: %w", err)
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', flags)
+	if _, err := io.WriteString(tw, cells); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	if err := tw.Flush(); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return nil
 }

@@ -148,32 +148,10 @@ func (o *options) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer srv.stop()
-	if o.burnIn > 0 {
-		// Kafka compiles itself as it runs: the first to use it would pay.
-		quick := *o
-		quick.orders, quick.warm, quick.rate, quick.pprof = o.burnIn, 0, 0, ""
-		for _, s := range sides {
-			if _, err := quick.one(ctx, srv, dir, s, 0); err != nil {
-				return fmt.Errorf("%s, burn-in: %w", s.name, err)
-			}
-		}
-	}
-	var runs []Run
-	for round := range o.rounds {
-		if round > 0 {
-			slices.Reverse(sides) // neither is always first
-		}
-		for _, s := range sides {
-			r, err := o.one(ctx, srv, dir, s, round+1)
-			if err != nil {
-				return fmt.Errorf("%s, round %d: %w", s.name, round+1, err)
-			}
-			runs = append(runs, *r)
-			if err := o.write(runs); err != nil {
-				return err
-			}
-		}
+	defer srv.stop() //nolint:contextcheck // it has to happen, whatever ended the run
+	runs, err := o.roundAndRound(ctx, srv, dir, sides)
+	if err != nil {
+		return err
 	}
 	if err := table(os.Stdout, runs); err != nil {
 		return err
@@ -184,6 +162,36 @@ func (o *options) run(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// roundAndRound burns in and runs the rounds.
+func (o *options) roundAndRound(ctx context.Context, srv *servers, dir string, sides []*side) (runs []Run, err error) {
+	if o.burnIn > 0 {
+		// Kafka compiles itself as it runs: the first to use it would pay.
+		quick := *o
+		quick.orders, quick.warm, quick.rate, quick.pprof = o.burnIn, 0, 0, ""
+		for _, s := range sides {
+			if _, err := quick.one(ctx, srv, dir, s, 0); err != nil {
+				return nil, fmt.Errorf("%s, burn-in: %w", s.name, err)
+			}
+		}
+	}
+	for round := range o.rounds {
+		if round > 0 {
+			slices.Reverse(sides) // neither is always first
+		}
+		for _, s := range sides {
+			r, err := o.one(ctx, srv, dir, s, round+1)
+			if err != nil {
+				return nil, fmt.Errorf("%s, round %d: %w", s.name, round+1, err)
+			}
+			runs = append(runs, *r)
+			if err := o.write(runs); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return runs, nil
 }
 
 func (o *options) write(runs []Run) error {
@@ -219,7 +227,7 @@ func (o *options) one(ctx context.Context, srv *servers, dir string, s *side, ro
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
-	defer log.Close() //nolint:errcheck // removed with the folder
+	defer log.Close()
 	e := &environment{
 		s: srv, database: url, gateway: "http://127.0.0.1:" + ports[0], http: "127.0.0.1:" + ports[1], run: strings.ReplaceAll(name, "_", "-"),
 		partitions: o.partitions, bin: s.bin, log: log, pprof: o.pprof != "", env: s.env,
@@ -376,7 +384,7 @@ func table(w io.Writer, runs []Run) error {
 	}
 	rank := map[string]int{plainName: -2, ourName: -1}
 	slices.SortStableFunc(names, func(a, b string) int { return rank[a] - rank[b] })
-	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
+	var b strings.Builder
 	header := []string{""}
 	for _, n := range names {
 		header = append(header, n+", all runs", "median")
@@ -384,7 +392,7 @@ func table(w io.Writer, runs []Run) error {
 	for _, n := range names[1:] {
 		header = append(header, n+" / "+names[0])
 	}
-	fmt.Fprintln(tw, strings.Join(header, "\t")+"\t")
+	b.WriteString(strings.Join(header, "\t") + "\t\n")
 	for _, f := range figures(runs) {
 		cells, medians := []string{f.name}, []float64{}
 		for _, n := range names {
@@ -406,9 +414,11 @@ func table(w io.Writer, runs []Run) error {
 			}
 			cells = append(cells, ratio)
 		}
-		fmt.Fprintln(tw, strings.Join(cells, "\t")+"\t")
+		b.WriteString(strings.Join(cells, "\t") + "\t\n")
 	}
-	return tw.Flush()
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
+	_, err := io.WriteString(tw, b.String())
+	return errors.Join(err, tw.Flush())
 }
 
 func median(vs []float64) float64 {

@@ -122,28 +122,12 @@ func (m *meter) phase(ctx context.Context, phase, n int, rate float64) (*Phase, 
 	var failed atomic.Pointer[error]
 	load := bench.NewLoad(m.to, func(ctx context.Context, k *bench.Conn, i int, at time.Time) bench.Fate {
 		due[i] = at
-		for try := 0; ; try++ {
-			a, err := k.Do(ctx, &bench.Request{Method: http.MethodPost, Path: m.side.path, Head: heads[i], Body: bodies[i]})
-			if err == nil && a.Status == http.StatusAccepted {
-				answered[i] = time.Now()
-				return bench.Over
-			}
-			busy := err == nil && (a.Status == http.StatusTooManyRequests || a.Status == http.StatusServiceUnavailable)
-			if !busy && err == nil {
-				err = fmt.Errorf("status %d: %.300s", a.Status, a.Body)
-			}
-			if !busy || try == againTimes || ctx.Err() != nil {
-				if err == nil {
-					err = errors.New("refused again and again")
-				}
-				failed.CompareAndSwap(nil, &err)
-				return bench.Over
-			}
-			retried.Add(1)
-			if pause(ctx, again) != nil {
-				return bench.Over
-			}
+		err := m.post(ctx, k, &bench.Request{Method: http.MethodPost, Path: m.side.path, Head: heads[i], Body: bodies[i]}, &retried)
+		if err != nil {
+			failed.CompareAndSwap(nil, &err)
 		}
+		answered[i] = time.Now()
+		return bench.Over
 	})
 	if err := pause(ctx, settle); err != nil {
 		return nil, err
@@ -177,6 +161,26 @@ func (m *meter) phase(ctx context.Context, phase, n int, rate float64) (*Phase, 
 	p := &Phase{Orders: n, AcceptedPS: float64(n) / took.Seconds(), Retried: retried.Load(), RSS: bench.Memory(m.p.pid()), CPU: map[string]float64{}, Apart: map[string]float64{}}
 	p.cost(n, &before, cpu, db)
 	return p, m.latencies(ctx, p, phase, began, due, answered)
+}
+
+// post sends an order until it is accepted.
+func (m *meter) post(ctx context.Context, k *bench.Conn, req *bench.Request, retried *atomic.Int64) error {
+	for range againTimes {
+		a, err := k.Do(ctx, req)
+		switch {
+		case err != nil:
+			return err
+		case a.Status == http.StatusAccepted:
+			return nil
+		case a.Status != http.StatusTooManyRequests && a.Status != http.StatusServiceUnavailable:
+			return fmt.Errorf("status %d: %.300s", a.Status, a.Body)
+		}
+		retried.Add(1)
+		if err := pause(ctx, again); err != nil {
+			return err
+		}
+	}
+	return errors.New("refused again and again")
 }
 
 func (p *Phase) cost(n int, before *reading, cpu map[string]float64, db bench.DatabaseCounts) {
@@ -344,11 +348,11 @@ func (m *meter) fetch(ctx context.Context, path, file string) error {
 	if err != nil {
 		return fmt.Errorf("profile: %w", err)
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := (&http.Client{Timeout: time.Minute}).Do(req)
 	if err != nil {
 		return fmt.Errorf("profile: %w", err)
 	}
-	defer res.Body.Close() //nolint:errcheck // read to its end
+	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("profile %s: %s", path, res.Status)
 	}
@@ -385,7 +389,9 @@ FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname 
 	}
 	var total, mean, query string
 	var calls, n, wal, hit int64
-	fmt.Fprintf(f, "%10s %8s %9s %9s %11s %10s  query\n", "ms", "calls", "rows", "mean ms", "WAL bytes", "blocks")
+	if _, err := fmt.Fprintf(f, "%10s %8s %9s %9s %11s %10s  query\n", "ms", "calls", "rows", "mean ms", "WAL bytes", "blocks"); err != nil {
+		return fmt.Errorf("statements: %w", err)
+	}
 	_, err = pgx.ForEachRow(rows, []any{&total, &calls, &n, &mean, &wal, &hit, &query}, func() error {
 		_, err := fmt.Fprintf(f, "%10s %8d %9d %9s %11d %10d  %.300s\n", total, calls, n, mean, wal, hit, query)
 		return err

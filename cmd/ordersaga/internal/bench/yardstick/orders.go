@@ -36,17 +36,17 @@ func mix(x uint64) uint64 { // splitmix64
 // orderOf is order i of a phase: 1 to 3 different products, in ascending order.
 func orderOf(phase, i int) order {
 	r := mix(uint64(phase)<<40 | uint64(i)) //nolint:gosec // small numbers
-	n := 1 + int(r%3)                       //nolint:gosec // below 3
+	n := 1 + int(r%3)
 	o := order{ID: orderID(phase, i), Customer: int64(mix(r) % 100_000)}
 	seen := map[int]bool{}
 	for len(o.Items) < n {
 		r = mix(r)
-		s := 1 + int(r%skus) //nolint:gosec // below 1,000
+		s := 1 + int(r%skus)
 		if seen[s] {
 			continue
 		}
 		seen[s] = true
-		it := item{SKU: s, Qty: 1 + int(r>>20%3), Price: int64(100 + r>>32%9900)} //nolint:gosec // small numbers
+		it := item{SKU: s, Qty: 1 + int(r>>20%3), Price: int64(100 + r>>32%9900)}
 		o.Items = append(o.Items, it)
 		o.Total += it.Price * int64(it.Qty)
 	}

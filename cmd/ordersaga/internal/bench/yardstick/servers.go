@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +43,7 @@ const (
 
 func startServers(ctx context.Context, dir, libs string, statements bool) (s *servers, err error) {
 	s = &servers{dir: dir}
-	defer func() {
+	defer func() { //nolint:contextcheck // stopping has to happen, whatever ended the start
 		if err != nil {
 			s.stop()
 		}
@@ -251,8 +250,11 @@ func freePorts(ctx context.Context, n int) (out []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("free port: %w", err)
 		}
-		defer ln.Close() //nolint:errcheck // only its number was wanted
-		out = append(out, strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+		_, port, err := net.SplitHostPort(ln.Addr().String())
+		if err = errors.Join(err, ln.Close()); err != nil {
+			return nil, fmt.Errorf("free port: %w", err)
+		}
+		out = append(out, port)
 	}
 	return out, nil
 }
@@ -272,7 +274,7 @@ func kafkaLibs() (string, error) {
 
 // tail is the end of a log, for an error.
 func tail(path string) string {
-	b, err := os.ReadFile(path) //nolint:gosec // our own
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return ""
 	}

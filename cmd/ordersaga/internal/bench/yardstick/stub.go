@@ -72,7 +72,7 @@ type call struct {
 }
 
 func (s *stub) conn(c net.Conn) {
-	defer c.Close() //nolint:errcheck // nothing is lost
+	defer c.Close()
 	const size = 16 << 10
 	r := bufio.NewReaderSize(c, size)
 	var out, body []byte
@@ -213,7 +213,7 @@ func (s *stub) create(out []byte, req *call) []byte {
 	if err != nil || numErr != nil || order == "" {
 		return reply(out, 400, []byte(`{"error":{"type":"invalid_request_error","message":"amount and metadata[order_id] are needed"}}`))
 	}
-	time.Sleep(s.delay)
+	<-time.After(s.delay)
 	declined := f.Get("payment_method") == "pm_card_chargeDeclined"
 	in := s.made(ref, req.key, amount, declined)
 	if declined {
@@ -224,7 +224,7 @@ func (s *stub) create(out []byte, req *call) []byte {
 }
 
 func (s *stub) move(out []byte, id, op string) []byte {
-	time.Sleep(s.delay)
+	<-time.After(s.delay)
 	to := map[string]string{"capture": "succeeded", "cancel": "canceled"}[op]
 	const prefix = "pi_"
 	order := ""
@@ -266,7 +266,7 @@ func (s *stub) plain(out []byte, req *call) []byte {
 	if err := json.Unmarshal(req.body, &b); err != nil || b.OrderID == "" {
 		return reply(out, 400, []byte("{}"))
 	}
-	time.Sleep(s.delay)
+	<-time.After(s.delay)
 	if req.path == "/charge" {
 		if in := s.made(refOf(b.OrderID), req.key, b.Amount, declined(b.OrderID)); in.declined {
 			return reply(out, 402, []byte(`{"status":"declined"}`))
