@@ -240,9 +240,16 @@ func dataError(err error) bool {
 
 func (in *Intake[T]) place(ctx context.Context, tx T, batch []*submission) error {
 	keys := make([]IdempotencyKey, len(batch))
+	var given []domain.OrderID
 	for i, q := range batch {
 		q.res, q.err = Accepted{}, nil
 		keys[i] = IdempotencyKey{Caller: q.Caller, Key: q.Key, Body: q.Body}
+		if q.given {
+			given = append(given, q.order.ID)
+		}
+	}
+	if len(given) > 0 {
+		tx.ForeseePlacing(given)
 	}
 	found, err := tx.FindKeys(ctx, keys)
 	if err != nil {

@@ -62,6 +62,8 @@ type Tx interface {
 	LockSagas(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]*Instance, error)
 	SaveSagas(ctx context.Context, changes []Change) error
 	AppendHistory(ctx context.Context, entries []HistoryEntry) error
+	// ForeseePlacing says for which ids LockOrderIDs (placing), FindOrders and Tombstones will be asked next, as ForeseeSagas.
+	ForeseePlacing(ids []domain.OrderID)
 	// LockOrderIDs keeps those who place and those who cancel order ids that clients chose apart, whether or not the orders exist. Who
 	// places shares the lock with others who place: that two place one id is found by the order's own row. Who cancels has it alone.
 	LockOrderIDs(ctx context.Context, ids []domain.OrderID, placing bool) error

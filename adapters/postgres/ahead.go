@@ -86,3 +86,15 @@ func (t *Tx) ForeseePayments(ids []domain.OrderID) {
 	t.foresee(func() { t.queueLockPayments(ids, rows) })
 	t.paymentsAhead = &readAhead[*domain.Payment]{set(ids), rows}
 }
+
+// ForeseePlacing locks and reads ahead what LockOrderIDs, FindOrders and Tombstones will be asked for.
+func (t *Tx) ForeseePlacing(ids []domain.OrderID) {
+	ids = sorted(ids)
+	orders, buried := make(map[domain.OrderID]int64), make(map[domain.OrderID]bool)
+	t.foresee(func() {
+		t.queueLockOrderIDs(ids, true) // first: what is read after it stands
+		t.queueFindOrders(ids, orders)
+		t.queueTombstones(ids, buried)
+	})
+	t.placingAhead, t.ordersAhead, t.buriedAhead = &readAhead[bool]{ids: set(ids)}, &readAhead[int64]{set(ids), orders}, &readAhead[bool]{set(ids), buried}
+}

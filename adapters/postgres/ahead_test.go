@@ -9,6 +9,7 @@ import (
 
 	"ordersaga/domain"
 	"ordersaga/events"
+	"ordersaga/saga"
 )
 
 // What was foreseen is there when it is asked for, locked, and after one round trip; what was written since is seen by whoever asks again.
@@ -58,5 +59,31 @@ func TestWhatIsForeseenIsFetchedWhenNothingTookItAlong(t *testing.T) {
 		require.Contains(t, ps, o.ID, "every order is, with no steps")
 		tx.ForeseeSagas([]domain.OrderID{o.ID})
 		return nil // and the commit does not wait for what nobody asked for
+	})
+}
+
+// Placing finds what was placed and what was cancelled before, in the round trip that looks for the keys.
+func TestPlacingIsForeseen(t *testing.T) {
+	db := newDB(t)
+	placed, buried, fresh := newOrder("customer", 1), domain.NewOrderID(), domain.NewOrderID()
+	placeOrders(t, db, placed)
+	inTx(t, db, func(ctx context.Context, tx *Tx) error { return tx.InsertTombstones(ctx, []domain.OrderID{buried}) })
+	ids := sortedIDs([]domain.OrderID{placed.ID, buried, fresh})
+	inTx(t, db, func(ctx context.Context, tx *Tx) error {
+		tx.ForeseePlacing(ids)
+		_, err := tx.FindKeys(ctx, []saga.IdempotencyKey{{Caller: "c", Key: "k"}})
+		require.NoError(t, err)
+		require.Empty(t, tx.ahead)
+		require.NoError(t, tx.LockOrderIDs(ctx, ids, true))
+		require.Empty(t, tx.queued, "the locks are held already")
+		orders, err := tx.FindOrders(ctx, ids)
+		require.NoError(t, err)
+		require.Len(t, orders, 1)
+		require.Contains(t, orders, placed.ID)
+		tombstones, err := tx.Tombstones(ctx, ids)
+		require.NoError(t, err)
+		require.Equal(t, map[domain.OrderID]bool{buried: true}, tombstones)
+		require.Positive(t, one[int64](t, db, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted`), "held until the end")
+		return nil
 	})
 }

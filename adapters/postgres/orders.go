@@ -17,10 +17,20 @@ import (
 // LockOrderIDs takes advisory locks of the transaction, in the order of their numbers. An id's lock is one of 4,096: two ids
 // may share one, which only makes them wait for each other; a lock an id could fill the server's shared lock table
 // (max_locks_per_transaction × max_connections, 6,400 by default) with a few batches.
-func (t *Tx) LockOrderIDs(_ context.Context, ids []domain.OrderID, placing bool) error {
+func (t *Tx) LockOrderIDs(ctx context.Context, ids []domain.OrderID, placing bool) error {
 	if len(ids) == 0 {
 		return nil
 	}
+	if placing {
+		if locked, err := foreseen(ctx, t, &t.placingAhead, ids); locked != nil || err != nil {
+			return err
+		}
+	}
+	t.queueLockOrderIDs(ids, placing)
+	return nil
+}
+
+func (t *Tx) queueLockOrderIDs(ids []domain.OrderID, placing bool) {
 	buckets := make([]int32, len(ids))
 	for i := range ids {
 		h := sha256.Sum256(ids[i][:]) // clients choose ids: their low bits need not be spread
@@ -33,16 +43,23 @@ func (t *Tx) LockOrderIDs(_ context.Context, ids []domain.OrderID, placing bool)
 		sql = `SELECT pg_advisory_xact_lock_shared($1, b) FROM unnest($2::int[]) b`
 	}
 	t.queue("lock order ids", sql, int32(lockOrderIDs), buckets)
-	return nil
 }
 
 // FindOrders reads along the primary key; no lock: whoever needs the answer to stand took LockOrderIDs.
 func (t *Tx) FindOrders(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]int64, error) {
-	found := make(map[domain.OrderID]int64)
 	if len(ids) == 0 {
-		return found, nil
+		return map[domain.OrderID]int64{}, nil
 	}
-	err := t.query(ctx, "find orders", `SELECT id, request_hash FROM orders WHERE id = ANY($1)`, []any{ids}, func(r pgx.Rows) error {
+	if found, err := foreseen(ctx, t, &t.ordersAhead, ids); found != nil || err != nil {
+		return found, err
+	}
+	found := make(map[domain.OrderID]int64)
+	t.queueFindOrders(ids, found)
+	return found, t.send(ctx, false)
+}
+
+func (t *Tx) queueFindOrders(ids []domain.OrderID, found map[domain.OrderID]int64) {
+	t.queueRead("find orders", `SELECT id, request_hash FROM orders WHERE id = ANY($1)`, []any{ids}, func(r pgx.Rows) error {
 		var id domain.OrderID
 		var hash int64
 		if err := r.Scan((*[16]byte)(&id), &hash); err != nil {
@@ -51,7 +68,6 @@ func (t *Tx) FindOrders(ctx context.Context, ids []domain.OrderID) (map[domain.O
 		found[id] = hash
 		return nil
 	})
-	return found, err
 }
 
 // Rows go in sorted by key, as everywhere: two transactions that insert the same keys wait for each other once, not in a circle.
@@ -155,18 +171,25 @@ const stepPlace = "place"
 
 // Tombstones reads along the primary key; no lock: whoever needs the answer to stand took LockOrderIDs.
 func (t *Tx) Tombstones(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]bool, error) {
-	found := make(map[domain.OrderID]bool)
 	if len(ids) == 0 {
-		return found, nil
+		return map[domain.OrderID]bool{}, nil
 	}
+	if found, err := foreseen(ctx, t, &t.buriedAhead, ids); found != nil || err != nil {
+		return found, err
+	}
+	found := make(map[domain.OrderID]bool)
+	t.queueTombstones(ids, found)
+	return found, t.send(ctx, false)
+}
+
+func (t *Tx) queueTombstones(ids []domain.OrderID, found map[domain.OrderID]bool) {
 	const q = `SELECT order_id FROM barriers WHERE order_id = ANY($1) AND step = $2 AND state = 'tombstone'`
-	err := t.query(ctx, "find tombstones", q, []any{ids, stepPlace}, func(r pgx.Rows) error {
+	t.queueRead("find tombstones", q, []any{ids, stepPlace}, func(r pgx.Rows) error {
 		var id domain.OrderID
 		err := r.Scan((*[16]byte)(&id))
 		found[id] = true
 		return err
 	})
-	return found, err
 }
 
 // InsertTombstones leaves those that are there already: the second cancel of an unknown order changes nothing.

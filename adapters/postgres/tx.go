@@ -86,6 +86,9 @@ type Tx struct {
 	sagasAhead        *readAhead[*saga.Instance]
 	reservationsAhead *readAhead[*domain.Reservation]
 	paymentsAhead     *readAhead[*domain.Payment]
+	placingAhead      *readAhead[bool] // order ids that are locked to be placed, or will be by what is ahead
+	ordersAhead       *readAhead[int64]
+	buriedAhead       *readAhead[bool]
 }
 
 type statement struct {

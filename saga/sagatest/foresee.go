@@ -10,3 +10,6 @@ func (tx *Tx) ForeseeReservations([]domain.OrderID) {}
 
 // ForeseePayments implements steps.PaymentTx.
 func (tx *Tx) ForeseePayments([]domain.OrderID) {}
+
+// ForeseePlacing implements saga.Tx.
+func (tx *Tx) ForeseePlacing([]domain.OrderID) {}
