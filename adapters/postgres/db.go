@@ -75,6 +75,10 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// betweenStatements bounds how long a transaction of the hot path stands between two statements, where we only decide in memory. The locks
+// of a frozen process are free again when its groups' sessions end and others take its work over (F05), who would else wait for them.
+const betweenStatements = 8 * time.Second
+
 // pinned keeps the plans of hot statements where they are right at any size (F32): tables are near-empty when a connection first
 // plans, and a sequential scan or a hash join that was cheap then would be repeated over millions of rows.
 var pinned = map[string]string{
@@ -140,7 +144,11 @@ func (db *DB) poolConfig(p Purpose) (*pgxpool.Config, error) {
 	}
 	params["application_name"] += " " + string(p)
 	params["timezone"] = "UTC"
-	params["idle_in_transaction_session_timeout"] = ms(db.cfg.TxTimeout + 5*time.Second) // a process that was stopped must not hold locks for ever
+	// A process that was frozen (SIGSTOP, a paused machine) must not hold its locks for ever.
+	params["idle_in_transaction_session_timeout"] = ms(db.cfg.TxTimeout + 5*time.Second)
+	if p == Intake || p == Consumers {
+		params["idle_in_transaction_session_timeout"] = ms(min(betweenStatements, db.cfg.TxTimeout))
+	}
 	if p.hot() {
 		for k, v := range pinned {
 			params[k] = v

@@ -129,6 +129,8 @@ func judgeCode(pe *pgconn.PgError) (c class, retry bool, hint string) {
 	switch pe.Code {
 	case "40001", "40P01", "55P03": // serialisation, deadlock, lock not available
 		return classPlain, true, ""
+	case "25P03": // idle_in_transaction_session_timeout: we were frozen, and it was rolled back
+		return classOutage, true, "this process stood still for too long in the middle of a transaction"
 	case "0A000": // "cached plan must not change result type": a migration ran under us
 		return classPlain, strings.Contains(pe.Message, "cached plan"), ""
 	case "26000": // a pooler gave us a server connection that does not know our prepared statement

@@ -185,6 +185,7 @@ func TestClassesOfErrors(t *testing.T) {
 		{code: "53200", outage: true},
 		{code: "58030", outage: true},
 		{code: "25006", outage: true}, // a standby
+		{code: "25P03", outage: true, startOver: true},
 		{code: "42P01", outage: true}, // not migrated
 		{code: "22001", data: true},
 		{code: "23514", data: true},
@@ -210,6 +211,36 @@ func TestClassesOfErrors(t *testing.T) {
 			require.Same(t, err, classify(t.Context(), "outer", err), "classified once")
 		})
 	}
+}
+
+// A process that was frozen in the middle of a transaction: the server has rolled it back, and the locks went to somebody else. Awake
+// again, it starts over.
+func TestF05_FrozenTransactionGivesItsLocksBackAndStartsOver(t *testing.T) {
+	db := newDB(t)
+	var limit string
+	require.NoError(t, db.Pool(Consumers).QueryRow(t.Context(), `SELECT current_setting('idle_in_transaction_session_timeout')`).Scan(&limit))
+	require.Equal(t, "8s", limit)
+	rawExec(t, db, `INSERT INTO stock VALUES ('a', 10, 0, 0)`)
+	none := func(pgx.Rows) error { return nil }
+	const lock = `SELECT 1 FROM stock WHERE sku = 'a' FOR NO KEY UPDATE`
+	attempts := 0
+	require.NoError(t, db.For(Consumers).InTx(t.Context(), func(ctx context.Context, tx *Tx) error {
+		if attempts++; attempts == 1 {
+			if err := tx.query(ctx, "limit", `SELECT set_config('idle_in_transaction_session_timeout', '50ms', true)`, nil, none); err != nil {
+				return err
+			}
+		}
+		if err := tx.query(ctx, "lock", lock, nil, none); err != nil {
+			return err
+		}
+		if attempts == 1 { // frozen: meanwhile somebody else gets the row
+			if err := db.For(Consumers).InTx(ctx, func(ctx context.Context, other *Tx) error { return other.query(ctx, "lock", lock, nil, none) }); err != nil {
+				return err
+			}
+		}
+		return tx.query(ctx, "again", lock, nil, none)
+	}))
+	require.Equal(t, 2, attempts)
 }
 
 // Two transactions that lock two rows in opposite order: the server kills one, which starts over, and both come through.
