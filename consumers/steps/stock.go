@@ -23,7 +23,9 @@ func (s *Stock[T]) Prepare(context.Context, []*consumers.Delivery) (consumers.Ap
 }
 
 // Foresee implements consumers.Foresight.
-func (s *Stock[T]) Foresee(tx T, batch []*consumers.Delivery) { tx.ForeseeReservations(ordersOf(batch)) }
+func (s *Stock[T]) Foresee(tx T, batch []*consumers.Delivery) {
+	tx.ForeseeReservations(ordersOf(batch))
+}
 
 func (s *Stock[T]) apply(ctx context.Context, tx T, batch []*consumers.Delivery) ([]consumers.Result, error) {
 	lines := make([][]domain.Line, len(batch)) // of ReserveStock that may still act
