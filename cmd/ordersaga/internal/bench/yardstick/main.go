@@ -284,8 +284,8 @@ func (m *meter) run(ctx context.Context, url string, round int) (_ *Run, err err
 	}
 	r, phases := &Run{Side: m.side.name, Round: round, Wrong: []string{}}, map[int]int{}
 	say := func(name string, p *Phase) {
-		fmt.Fprintf(os.Stderr, "round %d %-9s %-8s %7.0f sagas/s  p50 %6.1f p99 %6.1f ms  CPU %.3f s/1,000 (%s; apart %s)  WAL %.0f B, %.3f flushes, RSS %.0f MB\n", round, m.side.name, name,
-			p.SagasPS, p.P50, p.P99, p.Total, parts(p.CPU), parts(p.Apart), p.WALBytes, p.Flushes, p.RSS)
+		fmt.Fprintf(os.Stderr, "round %d %-9s %-8s %7.0f sagas/s  p50 %6.1f p99 %6.1f ms  CPU %.3f s/1,000 (%s; apart %s)  WAL %.0f B, %.3f flushes, RSS %.0f MB; others %.2f cores\n", round, m.side.name, name,
+			p.SagasPS, p.P50, p.P99, p.Total, parts(p.CPU), parts(p.Apart), p.WALBytes, p.Flushes, p.RSS, p.Others)
 	}
 	if m.o.warm > 0 {
 		phases[phaseWarm] = m.o.warm
@@ -368,6 +368,7 @@ func figures(runs []Run) []figure {
 		add("WAL flushes a saga", "%.3f", func(p *Phase) float64 { return p.Flushes })
 		add("commits a saga", "%.2f", func(p *Phase) float64 { return p.Commits })
 		add("service RSS, MB", "%.0f", func(p *Phase) float64 { return p.RSS })
+		add("noise: cores used by others", "%.2f", func(p *Phase) float64 { return p.Others })
 	}
 	return slices.DeleteFunc(out, func(f figure) bool {
 		return !slices.ContainsFunc(runs, func(r Run) bool { return f.phase(&r) != nil })

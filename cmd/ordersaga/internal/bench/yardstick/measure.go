@@ -45,6 +45,7 @@ type Phase struct {
 	Commits    float64            `json:"commits_per_saga"`
 	Retried    int64              `json:"refused_and_sent_again"`
 	RSS        float64            `json:"service_rss_mb"`
+	Others     float64            `json:"others_cpu_cores"` // what the machine did beside all that: the noise
 }
 
 // Run is one run of one side.
@@ -82,11 +83,13 @@ func (m *meter) cpu() (map[string]float64, error) {
 
 // reading is what is read before and after a phase.
 type reading struct {
-	cpu map[string]float64
-	db  bench.DatabaseCounts
+	cpu  map[string]float64
+	busy float64
+	db   bench.DatabaseCounts
 }
 
 func (m *meter) read(ctx context.Context) (r reading, err error) {
+	r.busy = bench.Busy()
 	if r.cpu, err = m.cpu(); err == nil {
 		r.db, err = m.counts.Counts(ctx)
 	}
@@ -151,6 +154,10 @@ func (m *meter) phase(ctx context.Context, phase, n int, rate float64) (*Phase, 
 	if err != nil {
 		return nil, err
 	}
+	others, lasted := bench.Busy()-before.busy, time.Since(began)
+	for name, v := range cpu {
+		others -= v - before.cpu[name]
+	}
 	if err := pause(ctx, settle); err != nil {
 		return nil, err
 	}
@@ -158,7 +165,7 @@ func (m *meter) phase(ctx context.Context, phase, n int, rate float64) (*Phase, 
 	if err != nil {
 		return nil, err
 	}
-	p := &Phase{Orders: n, AcceptedPS: float64(n) / took.Seconds(), Retried: retried.Load(), RSS: bench.Memory(m.p.pid()), CPU: map[string]float64{}, Apart: map[string]float64{}}
+	p := &Phase{Orders: n, AcceptedPS: float64(n) / took.Seconds(), Retried: retried.Load(), RSS: bench.Memory(m.p.pid()), CPU: map[string]float64{}, Apart: map[string]float64{}, Others: max(others, 0) / lasted.Seconds()}
 	p.cost(n, &before, cpu, db)
 	return p, m.latencies(ctx, p, phase, began, due, answered)
 }
