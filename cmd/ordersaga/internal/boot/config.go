@@ -220,7 +220,7 @@ var aliases = map[string]string{
 }
 
 // notSettings are variables of the same prefix that other parts of the program read.
-var notSettings = []string{"ORDERSAGA_CONFIG", "ORDERSAGA_URL", "ORDERSAGA_TOKEN", "ORDERSAGA_TEST_"}
+var notSettings = []string{"ORDERSAGA_CONFIG", "ORDERSAGA_URL", "ORDERSAGA_TOKEN", "ORDERSAGA_TEST_", "ORDERSAGA_E2E_"}
 
 // Load reads the settings: the defaults, then the file at path (if not empty), then the environment, then flags (key → value, such
 // as kafka.topic_prefix → x_). It answers an error that names every unknown key and every value that does not fit.
