@@ -126,8 +126,12 @@ func TestPace(t *testing.T) {
 	require.Zero(t, p.untilPoll(now), "at once, at first")
 	p.read(now, time.Millisecond, 3)
 	require.Equal(t, 5*time.Millisecond, p.untilPoll(now))
-	require.Equal(t, 3*time.Millisecond, p.gather(now), "three times its price")
+	p.read(now, 250*time.Microsecond, 3)
+	p.cost = 250 * time.Microsecond
+	require.Equal(t, 3*time.Millisecond, p.gather(now), "twelve times its price")
 	require.Zero(t, p.gather(now.Add(3*time.Millisecond)), "a lone wake is not held up")
+	p.read(now.Add(5*time.Millisecond), 250*time.Microsecond, 0)
+	require.Zero(t, p.gather(now.Add(5*time.Millisecond)), "nor by a poll that found nothing")
 	for range 10 {
 		p.read(now, time.Millisecond, 0)
 	}

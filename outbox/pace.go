@@ -3,21 +3,23 @@ package outbox
 import "time"
 
 // pace decides when the relay reads next. Reading has a price of its own, some tenths of a millisecond of the database's CPU however
-// few rows it finds. So: after rows it polls soon (other processes commit without waking us), after nothing ever later; a wake after a
-// quiet moment reads at once; wakes in a hot stream are gathered, so that reading small windows takes no more than about a quarter
-// of the time. Writing has a price too, which Kafka pays for each partition of a request however few records it gets: under load windows are
-// held back until they are worth their eighty partitions. Big windows pay for themselves and are never held back.
+// few rows it finds, and so has what follows: a request to Kafka, and in every group that it feeds a fetch and a transaction. So: after rows it
+// polls soon (other processes commit without waking us), after nothing ever later; a wake after a quiet moment reads at once; wakes in a
+// stream are gathered, up to gatherMax, as this is the one place where waiting spares work everywhere behind it. Kafka's price is by partition of a
+// request, however few records it gets: under load windows are held back longer, until they are worth their eighty partitions.
+// Big windows pay for themselves and are never held back.
 type pace struct {
 	pollMin, pollMax, gatherMax time.Duration
 
 	poll  time.Duration
 	cost  time.Duration // of a small window, smoothed
-	rows  int           // of the last window
-	ended time.Time
+	rows  int           // of the last window that had any
+	found time.Time     // when that one ended
+	ended time.Time     // when the last one did
 }
 
 const (
-	gatherFactor = 3    // times the price of a window passes before the next small one
+	gatherFactor = 12   // times the price of a window passes before the next small one
 	hotWindow    = 48   // rows from which the next one is gathered for hotGather
 	bigWindow    = 1500 // rows from which a window pays for itself
 	costWeight   = 8    // the last window counts for one part in so many
@@ -28,7 +30,10 @@ const (
 
 // read records a window: when it ended, what it took without the waiting for the broker, and how many rows it had.
 func (p *pace) read(ended time.Time, took time.Duration, rows int) {
-	p.ended, p.rows = ended, rows
+	p.ended = ended
+	if rows > 0 {
+		p.rows, p.found = rows, ended
+	}
 	switch {
 	case rows > 0 || p.poll == 0:
 		p.poll = p.pollMin
@@ -48,13 +53,13 @@ func (p *pace) untilPoll(now time.Time) time.Duration {
 	return max(0, p.ended.Add(p.poll).Sub(now))
 }
 
-// gather is how long a wake waits for company.
+// gather is how long a wake waits for company. A poll that found nothing does not hold up whoever comes after it.
 func (p *pace) gather(now time.Time) time.Duration {
 	if p.rows >= bigWindow {
 		return 0
 	}
 	if p.rows >= hotWindow {
-		return max(0, p.ended.Add(hotGather).Sub(now))
+		return max(0, p.found.Add(hotGather).Sub(now))
 	}
-	return max(0, p.ended.Add(min(gatherFactor*p.cost, p.gatherMax)).Sub(now))
+	return max(0, p.found.Add(min(gatherFactor*p.cost, p.gatherMax)).Sub(now))
 }

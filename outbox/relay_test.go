@@ -543,7 +543,7 @@ func TestAHotStreamIsGathered(t *testing.T) {
 		settled(100 * time.Millisecond)
 		require.Len(t, b.values(), 10000)
 		after, _ := l.counts()
-		require.InDelta(t, 500, after-before, 120, "a second of windows of half a millisecond, at a quarter of the time")
+		require.InDelta(t, 222, after-before, 40, "a second of windows of half a millisecond, four milliseconds apart")
 	})
 }
 
