@@ -28,7 +28,7 @@ type SourceConfig struct {
 // Defaults of SourceConfig.
 const (
 	DefaultMaxBatch = 500
-	DefaultGather   = 3 * time.Millisecond
+	DefaultGather   = time.Millisecond // the relay has gathered already: what comes, comes in bunches
 	DefaultGatherTo = 100
 	maxInflight     = 64
 )
