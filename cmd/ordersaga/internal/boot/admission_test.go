@@ -19,3 +19,16 @@ func TestF22_NearlyFullDiskSheds(t *testing.T) {
 	require.ErrorAs(t, err, &later)
 	require.Positive(t, later.RetryAfter())
 }
+
+// Sagas are counted again before there can be too many of them, and no more often.
+func TestSagasAreCountedWhenThereCouldBeTooMany(t *testing.T) {
+	require.Zero(t, recountAfter(0))
+	require.Zero(t, recountAfter(-5), "while there are too many, each time")
+	require.Equal(t, time.Second, recountAfter(placedAtMost))
+	require.Equal(t, recountWithin, recountAfter(1<<40))
+	a := newAdmission(nil, Intake{}, "")
+	now := time.Now()
+	a.counted, a.recount = 10, now.Add(time.Second)
+	require.False(t, a.tooMany(t.Context(), 100, now), "the database is not asked")
+	require.False(t, a.tooMany(t.Context(), 0, now), "no bound")
+}
