@@ -15,6 +15,13 @@ import (
 type Tail struct {
 	c     *Client
 	topic events.Topic
+	want  func(key []byte) bool
+}
+
+// Where leaves out, undecoded, the records whose key nobody wants. want is called for every record and must be quick.
+func (t *Tail) Where(want func(key []byte) bool) *Tail {
+	t.want = want
+	return t
 }
 
 // tailSkew is how far the clocks of producers may be behind ours before their records are missed at the start.
@@ -25,7 +32,7 @@ func (c *Client) NewTail(topic events.Topic) (*Tail, error) {
 	if err := checkName("topic", c.cfg.Names.Topic(topic), false); err != nil {
 		return nil, err
 	}
-	return &Tail{c, topic}, nil
+	return &Tail{c: c, topic: topic}, nil
 }
 
 // Run calls each for the messages of every fetch, in order a partition, until ctx ends; then it returns nil. ready, if not nil, is
@@ -68,6 +75,9 @@ func (t *Tail) session(ctx context.Context, from time.Time, ready func(), each f
 		recs := records(fetches, known)
 		batch := make([]events.Envelope, 0, len(recs))
 		for i := range recs {
+			if t.want != nil && !t.want(recs[i].Key) {
+				continue
+			}
 			env, err := events.Decode(&recs[i])
 			if err != nil {
 				t.c.cfg.Observer.KafkaProblem("tail of "+name, fmt.Errorf("%d/%d left out: %w", recs[i].Partition, recs[i].Offset, err))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"ordersaga/adapters/httpapi"
@@ -127,6 +128,12 @@ func (a *App) publisher() (*kafka.Producer, error) {
 		a.closers = append(a.closers, p.Close)
 	}
 	return a.outside, nil
+}
+
+// waitedFor reports that a request waits for events of the order that a record's key names. A key that names none is left to the decoder.
+func (a *App) waitedFor(key []byte) bool {
+	id, err := uuid.ParseBytes(key)
+	return err != nil || a.hub.Wanted(domain.OrderID(id))
 }
 
 // publish hands public events to the requests that wait for them. What nobody waits for is not looked at.
