@@ -759,3 +759,30 @@ func TestRelayDrainsABigBacklogInBoundedMemory(t *testing.T) {
 	require.Equal(t, rows, kafka.count())
 	require.Less(t, peak, uint64(120<<20), "not a matter of the backlog's size")
 }
+
+// A process with a name of its own does not wait for the leases of the one it replaces (F33); others' stay theirs.
+func TestF33_ANamedRelayTakesOverFromItsPredecessorAtOnce(t *testing.T) {
+	db := outboxDB(t, 0)
+	const term = time.Minute
+	ctx := context.WithoutCancel(t.Context()) // the relays leave at the end
+	before := NewOutboxLog(db)
+	defer func() { require.NoError(t, before.Leave(ctx, "one/aaaaaaaa")) }()
+	held, err := before.Acquire(t.Context(), "one/aaaaaaaa", term)
+	require.NoError(t, err)
+	require.Len(t, held.Leases, outbox.TotalShards)
+
+	after := NewOutboxLog(db)
+	defer func() { require.NoError(t, after.Leave(ctx, "one/cccccccc")) }()
+	require.NoError(t, db.RetireRelays(t.Context(), "other"))
+	got, err := after.Acquire(t.Context(), "one/cccccccc", term)
+	require.NoError(t, err)
+	require.Empty(t, got.Leases, "the leases have not expired")
+
+	require.NoError(t, db.RetireRelays(t.Context(), "one"))
+	got, err = after.Acquire(t.Context(), "one/cccccccc", term)
+	require.NoError(t, err)
+	require.Len(t, got.Leases, outbox.TotalShards)
+	fenced, err := before.Store(t.Context(), "one/aaaaaaaa", held.Leases)
+	require.NoError(t, err)
+	require.Len(t, fenced, outbox.TotalShards, "the predecessor, should it wake, is fenced")
+}

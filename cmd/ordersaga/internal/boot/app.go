@@ -230,8 +230,13 @@ func (a *App) openDatabase(ctx context.Context) error {
 		return err
 	}
 	// Before anything is written: a database that was restored from a dump adopts its outbox first (F41), and partitions are there.
-	_, err = a.db.MaintainOutbox(ctx, 0)
-	return err
+	if _, err = a.db.MaintainOutbox(ctx, 0); err != nil {
+		return err
+	}
+	if a.cfg.Kafka.InstanceID == "" || !a.cfg.Has(RoleRelay) {
+		return nil
+	}
+	return a.db.RetireRelays(ctx, a.cfg.Kafka.InstanceID) // our predecessor's: nobody else has this name
 }
 
 func (a *App) openGateway() error {
