@@ -24,6 +24,8 @@ import (
 	"github.com/knadh/koanf/providers/env/v2"
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
+
+	"ordersaga/adapters/kafka"
 )
 
 // Config is every setting. Later sources win: defaults, the file, the environment (ORDERSAGA_, __ between levels), flags.
@@ -62,6 +64,7 @@ type Kafka struct {
 	InstanceID  string        `koanf:"instance_id" doc:"static group membership; unique per process"`
 	Session     time.Duration `koanf:"session_timeout" doc:"a member that is silent for so long is gone; after a kill -9 its partitions wait so long"`
 	Partitions  int32         `koanf:"partitions" doc:"of the topics that the saga runs on"`
+	Compression string        `koanf:"compression" doc:"of what is produced: none, snappy, lz4 or zstd; none costs the least CPU, the others less network and disk"`
 	Replication int16         `koanf:"replication" doc:"copies of each topic; with 3, two must have a record before it counts"`
 	Embedded    bool          `koanf:"embedded" doc:"the brokers are the in-process one of dev: topics keep by size, not by age"`
 	TLS         TLS           `koanf:"tls"`
@@ -188,7 +191,7 @@ func Defaults() Config {
 		Roles:    []string{"all"},
 		Database: Database{Intake: 4, Consumers: 12, Relay: 2, Operators: 4},
 		Kafka: Kafka{
-			Brokers: []string{"127.0.0.1:9092"}, ClientID: "ordersaga", Session: 8 * time.Second, Partitions: 16, Replication: 3,
+			Brokers: []string{"127.0.0.1:9092"}, ClientID: "ordersaga", Session: 8 * time.Second, Partitions: 16, Replication: 3, Compression: "none",
 		},
 		HTTP: HTTP{
 			Addr: "127.0.0.1:8080", MaxBody: 64 << 10, Rate: 1000, Burst: 2000, MaxWait: 30 * time.Second, MaxStreams: 1000,
@@ -340,6 +343,9 @@ func (c *Config) check() error {
 	}
 	if t := c.Kafka.TLS; !t.Enabled && t != (TLS{}) {
 		bad("kafka.tls: set enabled too, or what it says would be ignored and the connection be in the clear")
+	}
+	if !slices.Contains(kafka.Compressions, c.Kafka.Compression) {
+		bad("kafka.compression: %s, not %q", strings.Join(kafka.Compressions, ", "), c.Kafka.Compression)
 	}
 	if s := c.Kafka.Session; s < time.Second || s > time.Minute {
 		bad("kafka.session_timeout: between 1s and 1m, not %s", s)

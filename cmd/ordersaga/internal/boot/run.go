@@ -218,7 +218,7 @@ func (a *App) relayStage() (stage, error) {
 	if !a.cfg.Has(RoleRelay) {
 		return nil, nil
 	}
-	p, err := a.kafka.NewProducer(kafka.ProducerConfig{})
+	p, err := a.kafka.NewProducer(kafka.ProducerConfig{Compression: a.cfg.Kafka.Compression})
 	if err != nil {
 		return nil, err
 	}
