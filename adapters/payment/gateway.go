@@ -297,7 +297,9 @@ func (g *Gateway) notCapturable(ctx context.Context, c call, a answer, r domain.
 
 // reverse cancels, and refunds in full where cancelling is refused because the intent was captured.
 func (g *Gateway) reverse(ctx context.Context, r domain.PaymentRequest) (domain.PaymentOutcome, error) {
-	c := post(callCancel, intentsPath+"/"+r.Ref+"/cancel", r.Key(), &stripe.PaymentIntentCancelParams{})
+	c := post(callCancel, intentsPath+"/"+r.Ref+"/cancel", r.Key(), &stripe.PaymentIntentCancelParams{
+		CancellationReason: stripe.String(string(stripe.PaymentIntentCancellationReasonAbandoned)),
+	})
 	a, in, err := g.intent(ctx, c)
 	switch {
 	case err != nil:

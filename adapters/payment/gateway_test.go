@@ -138,13 +138,13 @@ func TestRequestsOnTheWire(t *testing.T) {
 		},
 		"reverse": {
 			op: domain.Reverse, answers: []func(http.ResponseWriter){say(200, intentBody("canceled"))}, result: domain.PaymentReversed,
-			want: []sent{{"POST", "/v1/payment_intents/pi_1/cancel", testOrder.String() + "/reverse/1", "", url.Values{}}},
+			want: []sent{{"POST", "/v1/payment_intents/pi_1/cancel", testOrder.String() + "/reverse/1", "", url.Values{"cancellation_reason": {"abandoned"}}}},
 		},
 		"reverse after capture": {
 			op: domain.Reverse, result: domain.PaymentReversed,
 			answers: []func(http.ResponseWriter){say(400, unexpected), say(200, intentBody("succeeded")), say(200, `{"id":"re_1","object":"refund","status":"pending"}`)},
 			want: []sent{
-				{"POST", "/v1/payment_intents/pi_1/cancel", testOrder.String() + "/reverse/1", "", url.Values{}},
+				{"POST", "/v1/payment_intents/pi_1/cancel", testOrder.String() + "/reverse/1", "", url.Values{"cancellation_reason": {"abandoned"}}},
 				{"GET", "/v1/payment_intents/pi_1", "", "", url.Values{"expand[0]": {"latest_charge"}}},
 				{"POST", "/v1/refunds", testOrder.String() + "/reverse/1/refund", "", url.Values{"payment_intent": {"pi_1"}, "metadata[order_id]": {testOrder.String()}}},
 			},
