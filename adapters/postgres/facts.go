@@ -39,10 +39,11 @@ func (db *DB) CountSagasUnderWay(ctx context.Context) (running, stuck int64, err
 	return running, stuck, err
 }
 
-// RunningSagas counts the sagas that have not ended, up to a limit: for admission, which asks often.
+// RunningSagas counts the sagas that have not ended, up to a limit: for admission, which asks often. It takes no connection from the intake
+// that it protects.
 func (db *DB) RunningSagas(ctx context.Context, limit int64) (n int64, err error) {
 	const q = `SELECT count(*) FROM (SELECT FROM sagas s WHERE ` + underWay + ` LIMIT $1) x`
-	err = db.query(ctx, Intake, "count running sagas", q, []any{limit}, func(r pgx.Rows) error { return r.Scan(&n) })
+	err = db.query(ctx, Operators, "count running sagas", q, []any{limit}, func(r pgx.Rows) error { return r.Scan(&n) })
 	return n, err
 }
 

@@ -20,10 +20,3 @@ func (db *DB) CountOpenDead(ctx context.Context) (map[events.Group]int64, error)
 	})
 	return out, err
 }
-
-// SagasUnderWay counts the sagas that have not ended, up to bound, along the index on deadlines.
-func (db *DB) SagasUnderWay(ctx context.Context, bound int64) (n int64, err error) {
-	const q = `SELECT count(*) FROM (SELECT 1 FROM sagas s WHERE ` + underWay + ` LIMIT $1) x`
-	err = db.query(ctx, Operators, "count sagas under way", q, []any{bound}, func(r pgx.Rows) error { return r.Scan(&n) })
-	return n, err
-}

@@ -92,7 +92,7 @@ func (a *admission) tooMany(ctx context.Context, limit int64, now time.Time) boo
 	if room := limit - a.counted; now.Before(a.recount) && room > 0 {
 		return false
 	}
-	n, err := a.db.SagasUnderWay(ctx, limit+1)
+	n, err := a.db.RunningSagas(ctx, limit+1)
 	if err != nil {
 		return false
 	}
