@@ -150,7 +150,12 @@ type Type struct {
 	Group   Group  // who acts on it; empty: readers outside
 	Format  Format // how we write it
 	Endless bool   // no last attempt: it stays at the slowest retry tier and never becomes a dead letter for failing often
-	New     func() any
+	// Urgent is a message that a customer's order waits for, and that may overtake others of its order, as its reader answers whatever comes in any
+	// order. It goes to Kafka with the commit; what is not urgent waits some milliseconds for company.
+	Urgent bool
+	// Joins is an urgent message that the order can hardly go on with before another one has come: it may wait a little for any company.
+	Joins bool
+	New   func() any
 
 	ce     []byte       // CE, as headers share it; nobody writes to a header's value
 	goType reflect.Type // of what New answers
@@ -172,6 +177,16 @@ func public[M any](name Name, topic Topic, group Group) Type {
 	return Type{Name: name, CE: ceOrders + string(name), Topic: topic, Group: group, Format: JSON, New: func() any { return new(M) }}
 }
 
+func urgent(t Type) Type {
+	t.Urgent = true
+	return t
+}
+
+func joins(t Type) Type {
+	t.Joins = true
+	return t
+}
+
 // Types is the table.
 var Types = []Type{
 	public[PlaceOrder](TPlaceOrder, TopicCommands, GroupOrderCommands),
@@ -181,21 +196,21 @@ var Types = []Type{
 	public[OrderEvent](TOrderRejected, TopicEvents, ""),
 	public[OrderEvent](TOrderCancelled, TopicEvents, ""),
 
-	internal[ReserveStock](TReserveStock, TopicStock, GroupStock, false),
+	urgent(internal[ReserveStock](TReserveStock, TopicStock, GroupStock, false)),
 	internal[CommitStock](TCommitStock, TopicStock, GroupStock, true),
-	internal[AuthorizePayment](TAuthorizePayment, TopicPayment, GroupPayment, false),
-	internal[CapturePayment](TCapturePayment, TopicPayment, GroupPayment, false),
+	urgent(internal[AuthorizePayment](TAuthorizePayment, TopicPayment, GroupPayment, false)),
+	urgent(internal[CapturePayment](TCapturePayment, TopicPayment, GroupPayment, false)),
 	internal[ReleaseStock](TReleaseStock, TopicCompensation, GroupCompensationStock, true),
 	internal[ReversePayment](TReversePayment, TopicCompensation, GroupCompensationPayment, true),
 
-	internal[StockReserved](TStockReserved, TopicReplies, GroupCoordinator, true),
-	internal[StockRejected](TStockRejected, TopicReplies, GroupCoordinator, true),
+	joins(urgent(internal[StockReserved](TStockReserved, TopicReplies, GroupCoordinator, true))),
+	urgent(internal[StockRejected](TStockRejected, TopicReplies, GroupCoordinator, true)),
 	internal[StockCommitted](TStockCommitted, TopicReplies, GroupCoordinator, true),
 	internal[StockReleased](TStockReleased, TopicReplies, GroupCoordinator, true),
-	internal[PaymentAuthorized](TPaymentAuthorized, TopicReplies, GroupCoordinator, true),
-	internal[PaymentDeclined](TPaymentDeclined, TopicReplies, GroupCoordinator, true),
-	internal[PaymentCaptured](TPaymentCaptured, TopicReplies, GroupCoordinator, true),
-	internal[PaymentCaptureFailed](TPaymentCaptureFailed, TopicReplies, GroupCoordinator, true),
+	urgent(internal[PaymentAuthorized](TPaymentAuthorized, TopicReplies, GroupCoordinator, true)),
+	urgent(internal[PaymentDeclined](TPaymentDeclined, TopicReplies, GroupCoordinator, true)),
+	urgent(internal[PaymentCaptured](TPaymentCaptured, TopicReplies, GroupCoordinator, true)),
+	urgent(internal[PaymentCaptureFailed](TPaymentCaptureFailed, TopicReplies, GroupCoordinator, true)),
 	internal[PaymentReversed](TPaymentReversed, TopicReplies, GroupCoordinator, true),
 	internal[StepStalled](TStepStalled, TopicReplies, GroupCoordinator, true),
 }

@@ -31,6 +31,15 @@ type Config struct {
 	PollMax time.Duration
 	// GatherMax bounds how long a wake waits for more rows in a hot stream.
 	GatherMax time.Duration
+	// HandOverEvery is the least time between two moments at which urgent messages go to the producer, and JoinWithin how long such of them as may
+	// wait for others do so.
+	HandOverEvery time.Duration
+	JoinWithin    time.Duration
+	// RowsEvery is the least time between two windows for announced messages that are not urgent: they wait for company, as each window, and each
+	// fetch and transaction that follow from it, costs the same for many messages as for one. CursorsEvery is that between two
+	// windows which only let the cursors pass what was handed over.
+	RowsEvery    time.Duration
+	CursorsEvery time.Duration
 
 	// BackoffMin and BackoffMax bound the wait after a failure; it doubles, with full jitter.
 	BackoffMin time.Duration
@@ -55,6 +64,10 @@ var DefaultConfig = Config{
 	PollMin:         5 * time.Millisecond,
 	PollMax:         250 * time.Millisecond,
 	GatherMax:       4 * time.Millisecond,
+	HandOverEvery:   100 * time.Microsecond,
+	JoinWithin:      4 * time.Millisecond,
+	RowsEvery:       20 * time.Millisecond,
+	CursorsEvery:    100 * time.Millisecond,
 	BackoffMin:      50 * time.Millisecond,
 	BackoffMax:      5 * time.Second,
 	CallTimeout:     2 * time.Second,
@@ -83,6 +96,10 @@ func (c Config) withDefaults() Config {
 	or(&c.PollMin, d.PollMin)
 	or(&c.PollMax, d.PollMax)
 	or(&c.GatherMax, d.GatherMax)
+	or(&c.HandOverEvery, d.HandOverEvery)
+	or(&c.JoinWithin, d.JoinWithin)
+	or(&c.RowsEvery, d.RowsEvery)
+	or(&c.CursorsEvery, d.CursorsEvery)
 	or(&c.BackoffMin, d.BackoffMin)
 	or(&c.BackoffMax, d.BackoffMax)
 	or(&c.CallTimeout, min(d.CallTimeout, c.LeaseTerm/2))

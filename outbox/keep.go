@@ -112,6 +112,7 @@ func (r *Relay) failed(ctx context.Context, op string, err error) {
 func (r *Relay) drop(s *shard) {
 	s.stop(gone)
 	delete(r.shards, s.id)
+	r.forgetHandovers(s.id)
 }
 
 // store stores the cursors that moved. It takes and answers how many stores in a row have failed.
@@ -194,6 +195,7 @@ func (r *Relay) attend(ctx context.Context, errands []errand) (ask bool) {
 		case releaseTask:
 			back = append(back, Lease{Shard: e.id, Fence: e.fence})
 			delete(r.shards, e.id)
+			r.forgetHandovers(e.id)
 		case noTask:
 		}
 	}

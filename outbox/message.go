@@ -55,6 +55,9 @@ func (e *unsendableError) Refused() bool { return true }
 // Record expands a row to the record that goes to Kafka. It shares the payload with the row. An error with
 // `Refused() bool` true will not go away.
 func (m *Message) Record() (events.Record, error) {
+	if m.Damage != nil {
+		return events.Record{}, fmt.Errorf("outbox: row %d cannot be read, its shard waits: %w", m.RowID, m.Damage)
+	}
 	if m.Type == "" {
 		if m.Topic == "" {
 			return events.Record{}, &unsendableError{fmt.Sprintf("row %d has neither a type nor a topic", m.RowID)}

@@ -123,26 +123,26 @@ func TestTrackMovesOverAcknowledgedPrefixesOnly(t *testing.T) {
 func TestPace(t *testing.T) {
 	now := time.Unix(0, 0)
 	p := pace{pollMin: 5 * time.Millisecond, pollMax: 250 * time.Millisecond, gatherMax: 4 * time.Millisecond}
-	require.Zero(t, p.untilPoll(now), "at once, at first")
-	p.read(now, time.Millisecond, 3)
-	require.Equal(t, 5*time.Millisecond, p.untilPoll(now))
-	p.read(now, 250*time.Microsecond, 3)
+	require.Zero(t, p.until(now, wantNothing, now), "at once, at first")
+	p.read(now, time.Millisecond, 3, 3)
+	require.Equal(t, 5*time.Millisecond, p.until(now, wantNothing, now))
+	p.read(now, 250*time.Microsecond, 3, 3)
 	p.cost = 250 * time.Microsecond
 	require.Equal(t, 3*time.Millisecond, p.gather(now), "twelve times its price")
 	require.Zero(t, p.gather(now.Add(3*time.Millisecond)), "a lone wake is not held up")
-	p.read(now.Add(5*time.Millisecond), 250*time.Microsecond, 0)
+	p.read(now.Add(5*time.Millisecond), 250*time.Microsecond, 0, 0)
 	require.Zero(t, p.gather(now.Add(5*time.Millisecond)), "nor by a poll that found nothing")
 	for range 10 {
-		p.read(now, time.Millisecond, 0)
+		p.read(now, time.Millisecond, 0, 0)
 	}
-	require.Equal(t, 250*time.Millisecond, p.untilPoll(now))
+	require.Equal(t, 250*time.Millisecond, p.until(now, wantNothing, now))
 	for range 100 {
-		p.read(now, 20*time.Millisecond, 1)
+		p.read(now, 20*time.Millisecond, 1, 1)
 	}
 	require.Equal(t, 4*time.Millisecond, p.gather(now), "bounded")
-	p.read(now, time.Millisecond, hotWindow)
+	p.read(now, time.Millisecond, hotWindow, hotWindow)
 	require.Equal(t, hotGather, p.gather(now), "under load windows grow")
-	p.read(now, time.Second, 10_000)
+	p.read(now, time.Second, 10_000, 10_000)
 	require.Zero(t, p.gather(now), "a big window pays for itself")
 }
 

@@ -1,9 +1,10 @@
 // Package outbox is what a transaction leaves for Kafka, and the relay that carries it there.
 //
-// It owns the Message (a row of the insert-only outbox), the shards, their leases and cursors, and the Relay. It promises that
-// every row of a committed transaction reaches Kafka at least once, that the rows of one shard reach it in the order of their ids
-// for whoever emits under one locked row, and that a transaction left open anywhere delays nobody else's rows. When the broker is
-// away the relay waits; when it is paused and wakes without its lease the fence stops its cursor, and readers see duplicates only.
+// It owns the Message, the packs in which messages lie in the insert-only outbox, the shards, their leases and cursors, and the Relay. It
+// promises that every message of a committed transaction reaches Kafka at least once, that the messages of one shard reach it in the order of
+// their rows for whoever emits under one locked row (but for urgent ones, which overtake others: see events.Type), and that a transaction
+// left open anywhere delays nobody else's rows. When the broker is away the relay waits; when it is paused and wakes without its lease
+// the fence stops its cursor, and readers see duplicates only.
 package outbox
 
 import (
@@ -23,10 +24,11 @@ const (
 	TotalShards = Shards + RawShards
 )
 
-// Message is one row of the outbox. A typed message leaves Topic and Key empty: they follow from Type and OrderID. A raw one has
-// Type empty, and Topic, Key and Headers as they are to be in Kafka.
+// Message is what becomes one record in Kafka. A typed message leaves Topic and Key empty: they follow from Type and OrderID. A raw one has
+// Type empty, and Topic, Key and Headers as they are to be in Kafka. Typed messages of one transaction and shard share rows; see Packs.
 type Message struct {
 	RowID    int64 // drawn by the database
+	More     bool  // further messages of the same row follow
 	Shard    int16
 	ID       uuid.UUID
 	Type     events.Name
@@ -37,6 +39,7 @@ type Message struct {
 	Key      []byte
 	Headers  []events.Header
 	Payload  []byte
+	Damage   error // why the row cannot be read; its shard waits for somebody who can
 }
 
 // Snapshot is a pg_snapshot in its text form, such as 100:104:100,102.
@@ -83,7 +86,7 @@ type Log interface {
 	// Leave gives back all leases of relay and no longer counts it among the live ones.
 	Leave(ctx context.Context, relay string) error
 	// Window reads what is beyond the cursors of the spans, all in one view of the log: begin is called once with the snapshot of that
-	// view before any row, then each for the rows of the first span in id order, then of the second, and so on. A span with a Next in
+	// view before any row, then each for the messages of the first span's rows in id order, then of the second, and so on. A span with a Next in
 	// its cursor is that window, from After on, and ends with its own Next; any other ends with the snapshot that begin was told. The
 	// Message and its slices are each's to keep. An error of each ends the window and is returned.
 	Window(ctx context.Context, spans []Span, begin func(next Snapshot), each func(m *Message) error) error

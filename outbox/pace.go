@@ -8,8 +8,11 @@ import "time"
 // stream are gathered, up to gatherMax, as this is the one place where waiting spares work everywhere behind it. Kafka's price is by partition of a
 // request, however few records it gets: under load windows are held back longer, until they are worth their eighty partitions.
 // Big windows pay for themselves and are never held back.
+//
+// What writers of this process announce needs none of that: what is urgent is on its way already, and the rest is patient. Polls find what others
+// commit; as long as windows bring nothing of others, they are rare.
 type pace struct {
-	pollMin, pollMax, gatherMax time.Duration
+	pollMin, pollMax, gatherMax, rowsEvery, cursorsEvery time.Duration
 
 	poll  time.Duration
 	cost  time.Duration // of a small window, smoothed
@@ -28,14 +31,24 @@ const (
 	hotGather = 8 * time.Millisecond
 )
 
-// read records a window: when it ended, what it took without the waiting for the broker, and how many rows it had.
-func (p *pace) read(ended time.Time, took time.Duration, rows int) {
+// want is what announced messages want of the next window.
+type want int8
+
+const (
+	wantNothing want = iota
+	wantCursors      // to pass what was handed over
+	wantRows         // to carry what was left to the log
+)
+
+// read records a window: when it ended, what it took without the waiting for the broker, how many rows it had, and how many of them
+// nobody had announced.
+func (p *pace) read(ended time.Time, took time.Duration, rows, foreign int) {
 	p.ended = ended
 	if rows > 0 {
 		p.rows, p.found = rows, ended
 	}
 	switch {
-	case rows > 0 || p.poll == 0:
+	case foreign > 0 || p.poll == 0:
 		p.poll = p.pollMin
 	default:
 		p.poll = min(2*p.poll, p.pollMax)
@@ -48,9 +61,32 @@ func (p *pace) read(ended time.Time, took time.Duration, rows int) {
 	}
 }
 
-// untilPoll is how long to wait for a wake before reading without one.
-func (p *pace) untilPoll(now time.Time) time.Duration {
-	return max(0, p.ended.Add(p.poll).Sub(now))
+// until is how long to wait before reading without a wake, if w has been wanted since then. What is wanted after a quiet moment waits a little
+// too: a window at once would be in the way of what is urgent.
+func (p *pace) until(now time.Time, w want, since time.Time) time.Duration {
+	at := p.ended.Add(p.poll)
+	switch w {
+	case wantRows:
+		at = earlier(at, later(p.ended.Add(p.rowsEvery), since.Add(p.rowsEvery/4)))
+	case wantCursors:
+		at = earlier(at, since.Add(p.cursorsEvery))
+	case wantNothing:
+	}
+	return max(0, at.Sub(now))
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // gather is how long a wake waits for company. A poll that found nothing does not hold up whoever comes after it.

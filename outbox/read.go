@@ -6,47 +6,63 @@ import (
 	"time"
 )
 
-// errLapsed and errStalled end a window that is to be gone on with later. Neither is a failure.
+// errLapsed and errStalled end a window that is to be gone on with later, by us or the next owner. Neither is a failure.
 var (
-	errLapsed  = errors.New("the leases may have run out")
+	errLapsed  = errors.New("the leases may have run out, or are about to be given back")
 	errStalled = errors.New("the broker takes nothing more for now")
 )
 
-func (r *Relay) read(ctx, produce context.Context) {
-	p := pace{pollMin: r.cfg.PollMin, pollMax: r.cfg.PollMax, gatherMax: r.cfg.GatherMax}
+func (r *Relay) read(ctx context.Context) {
+	p := pace{pollMin: r.cfg.PollMin, pollMax: r.cfg.PollMax, gatherMax: r.cfg.GatherMax, rowsEvery: r.cfg.RowsEvery, cursorsEvery: r.cfg.CursorsEvery}
 	failures := 0
 	for r.waitToRead(ctx, &p) {
 		began := time.Now()
-		w := r.open(produce, began)
+		w, ok := r.window(ctx, false)
 		if w == nil {
-			p.read(began, 0, 0)
+			p.read(began, 0, 0, 0)
 			continue
 		}
-		err := r.log.Window(ctx, w.spans, w.begin, func(m *Message) error { return w.take(ctx, m) })
 		ended := time.Now()
-		if r.close(ctx, w, err) {
+		if ok {
 			failures = 0
 		} else {
 			failures++
 			pause(ctx, r.backoff(failures))
 		}
-		p.read(ended, ended.Sub(began)-w.waited, w.rows)
+		p.read(ended, ended.Sub(began)-w.waited, w.rows, w.foreign)
 		r.obs.WindowRead(w.rows, ended.Sub(began))
 	}
 }
 
-// waitToRead waits for a wake or the next poll; false when ctx ended.
+// window opens, reads and closes a window; it answers none if there is nothing to read for, and false if reading failed. The last one reads only as
+// far as this process has announced what it finds.
+func (r *Relay) window(ctx context.Context, last bool) (w *window, ok bool) {
+	if w = r.open(time.Now()); w == nil {
+		return nil, true
+	}
+	w.last = last
+	err := r.log.Window(ctx, w.spans, w.begin, func(m *Message) error { return w.take(ctx, m) })
+	return w, r.close(ctx, w, err)
+}
+
+// waitToRead waits for a wake, the next poll or what writers want; false when ctx ended.
 func (r *Relay) waitToRead(ctx context.Context, p *pace) bool {
-	t := time.NewTimer(p.untilPoll(time.Now()))
+	t := time.NewTimer(r.until(p))
 	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return ctx.Err() == nil
-	case <-r.kick:
-		return ctx.Err() == nil
-	case <-r.cfg.Wake:
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-t.C:
+			return ctx.Err() == nil
+		case <-r.kick:
+			return ctx.Err() == nil
+		case <-r.nudge:
+			t.Reset(r.until(p))
+			continue
+		case <-r.cfg.Wake:
+		}
+		break
 	}
 	if d := p.gather(time.Now()); d > 0 {
 		t.Reset(d)
@@ -63,21 +79,29 @@ func (r *Relay) waitToRead(ctx context.Context, p *pace) bool {
 	return ctx.Err() == nil
 }
 
+func (r *Relay) until(p *pace) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return p.until(time.Now(), r.want, r.wantSince)
+}
+
 // window is a window that is open.
 type window struct {
 	r       *Relay
-	produce context.Context //nolint:containedctx // of the records, not of a call
 	spans   []Span
 	members map[int16]member
 	next    Snapshot
-	rows    int
+	rows    int // messages, as far as the relay is concerned
+	foreign int // of them nobody in this process has announced
 	waited  time.Duration
+	last    bool
 }
 
 // open plans a window; nil if there is nothing to read for.
-func (r *Relay) open(produce context.Context, now time.Time) *window {
+func (r *Relay) open(now time.Time) *window {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.want = wantNothing
 	if !now.Before(r.valid) || !r.roomy() {
 		return nil
 	}
@@ -85,7 +109,7 @@ func (r *Relay) open(produce context.Context, now time.Time) *window {
 	if len(spans) == 0 {
 		return nil
 	}
-	return &window{r: r, produce: produce, spans: spans, members: members}
+	return &window{r: r, spans: spans, members: members}
 }
 
 func (w *window) begin(next Snapshot) { w.next = next }
@@ -98,10 +122,9 @@ func (w *window) end(from Cursor) Snapshot {
 	return w.next
 }
 
-// take hands one row to the producer.
+// take hands one message to the producer, unless its writer has.
 func (w *window) take(ctx context.Context, m *Message) error {
 	r := w.r
-	record, err := m.Record()
 	r.mu.Lock()
 	if err := w.room(ctx); err != nil {
 		r.mu.Unlock()
@@ -112,26 +135,46 @@ func (w *window) take(ctx context.Context, m *Message) error {
 		r.mu.Unlock() // the shard stopped, or had this row before it stopped
 		return nil
 	}
-	c := s.read
-	if c.Next == "" {
-		c.Next = w.next
+	h, known := r.meet(m.ID)
+	if !known {
+		if w.last {
+			r.mu.Unlock()
+			return errLapsed
+		}
+		w.foreign++
 	}
-	c.After = m.RowID
-	s.read = c
-	if s.behind.IsZero() {
-		s.behind = time.Now()
-	}
-	n := s.track.push(c)
+	n := s.track.push(w.advance(s.shard, m))
 	w.rows++
+	if h != nil {
+		r.attach(h, s.shard, n)
+		r.mu.Unlock()
+		return nil
+	}
 	r.inFlight++
 	r.bytes += len(m.Payload)
 	r.mu.Unlock()
+	record, err := m.Record()
 	if err != nil {
 		r.settle(s.shard, n, m, err)
 		return nil
 	}
-	r.producer.Produce(w.produce, record, func(err error) { r.settle(s.shard, n, m, err) }) //nolint:contextcheck // a record outlives the window
+	r.producer.Produce(r.produce, record, func(err error) { r.settle(s.shard, n, m, err) }) //nolint:contextcheck // a record outlives the window
 	return nil
+}
+
+// advance moves a shard's place behind a message's row, if it is the last one of it, and answers the place that holds once the broker has it.
+func (w *window) advance(s *shard, m *Message) Cursor {
+	if s.behind.IsZero() {
+		s.behind = time.Now()
+	}
+	if m.More {
+		return s.read
+	}
+	if s.read.Next == "" {
+		s.read.Next = w.next
+	}
+	s.read.After = m.RowID
+	return s.read
 }
 
 // room waits until a record more may be in flight. The relay's lock is held, but not while waiting.

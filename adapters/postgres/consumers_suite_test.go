@@ -26,7 +26,7 @@ func TestStoreSuiteOfConsumers(t *testing.T) {
 		require.NoError(t, err)
 		last := int64(0)
 		return storetest.Store[*postgres.Tx]{Store: db.For(postgres.Consumers), Reader: db, Forwarded: func() (out []events.Raw) {
-			rows, err := conn.Query(t.Context(), `SELECT id, topic, key, headers, payload FROM outbox WHERE type IS NULL AND id > $1 ORDER BY id`, last)
+			rows, err := conn.Query(t.Context(), `SELECT id, topic, key, headers, payload FROM outbox WHERE topic IS NOT NULL AND id > $1 ORDER BY id`, last)
 			require.NoError(t, err)
 			defer rows.Close()
 			for rows.Next() {

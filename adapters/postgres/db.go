@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"ordersaga/outbox"
 )
 
 // Purpose is what a pool of connections is for. Each has its own, so that none starves another (F23).
@@ -91,6 +93,8 @@ type DB struct {
 	pools map[Purpose]*pgxpool.Pool
 	woken chan struct{}
 	clock clock
+
+	announced func(ms []outbox.Message) (done func(committed bool)) // nil: nobody wants to know
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -195,13 +199,28 @@ func (db *DB) closePools() {
 // Pool is the pool of a purpose, for its statistics and for what is no Tx.
 func (db *DB) Pool(p Purpose) *pgxpool.Pool { return db.pools[p] }
 
-// Wake receives after a commit of this process that left something in the outbox. It is a hint: one pending signal stands for many.
+// Wake receives after a commit of this process that left something in the outbox, if no relay hears of it otherwise. It is a hint: one pending
+// signal stands for many.
 func (db *DB) Wake() <-chan struct{} { return db.woken }
 
-func (db *DB) wake() {
-	select {
-	case db.woken <- struct{}{}:
-	default:
+// AnnounceTo has every transaction of this process announce to a relay what it leaves in the outbox, before it commits; see
+// outbox.Relay.Announce. Call it before anything is written.
+func (db *DB) AnnounceTo(announce func(ms []outbox.Message) (done func(committed bool))) {
+	db.announced = announce
+}
+
+func (db *DB) announce(ms []outbox.Message) (done func(committed bool)) {
+	if db.announced != nil {
+		return db.announced(ms)
+	}
+	return func(committed bool) {
+		if !committed {
+			return
+		}
+		select {
+		case db.woken <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"ordersaga/events"
@@ -143,6 +144,24 @@ func startRelay(tb testing.TB, log outbox.Log, p outbox.Producer, c outbox.Confi
 func forward(tb testing.TB, db *DB, rs ...events.Raw) {
 	tb.Helper()
 	require.NoError(tb, db.For(Consumers).InTx(tb.Context(), func(ctx context.Context, tx *Tx) error { return tx.Forward(ctx, rs) }))
+}
+
+// inOutbox answers the typed messages that were ever written.
+func inOutbox(tb testing.TB, db *DB) (out []outbox.Message) {
+	tb.Helper()
+	err := db.query(tb.Context(), Relay, "read packs", `SELECT id, shard, pack FROM outbox WHERE pack IS NOT NULL ORDER BY id`, nil, func(r pgx.Rows) error {
+		var id int64
+		var shard int16
+		var pack []byte
+		if err := r.Scan(&id, &shard, &pack); err != nil {
+			return err
+		}
+		ms, err := outbox.Unpack(id, shard, pack)
+		out = append(out, ms...)
+		return err
+	})
+	require.NoError(tb, err)
+	return out
 }
 
 func raw(key, value string) events.Raw {

@@ -1,10 +1,10 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -223,7 +223,7 @@ const (
 SELECT o.* FROM outbox AS o WHERE o.xid >= (SELECT pg_snapshot_xmax(prev) FROM c) AND o.shard = ANY($1)
 UNION ALL
 SELECT o.* FROM (SELECT pg_snapshot_xip(prev) AS x FROM c) AS p, LATERAL (SELECT * FROM outbox AS i WHERE i.xid = p.x AND i.shard = ANY($1) OFFSET 0) AS o`
-	windowColumns = `id, shard, message_id, type, order_id, sequence, trace, topic, key, headers, payload`
+	windowColumns = `id, shard, message_id, type, order_id, sequence, trace, topic, key, headers, payload, pack`
 	readWindow    = `
 WITH c AS MATERIALIZED (SELECT $2::text::pg_snapshot AS prev)
 SELECT ` + windowColumns + ` FROM (` + unseen + `) AS u ORDER BY id`
@@ -282,12 +282,10 @@ func (l *OutboxLog) receive(results pgx.BatchResults, spans int, begin func(outb
 			return err
 		}
 		for rows.Next() {
-			m, err := l.message(rows.RawValues())
-			if err == nil {
-				err = each(m)
-			}
-			if err != nil {
-				return &callerError{err}
+			for _, m := range l.messages(rows.RawValues()) {
+				if err := each(m); err != nil {
+					return &callerError{err}
+				}
 			}
 		}
 		if rows.Close(); rows.Err() != nil {
@@ -322,16 +320,35 @@ func (l *OutboxLog) openReader(ctx context.Context) error {
 	return nil
 }
 
-// message reads a row of windowColumns in Postgres's binary format. All its bytes are one allocation.
-func (l *OutboxLog) message(v [][]byte) (*outbox.Message, error) {
-	const id, shard, messageID, typ, orderID, sequence, trace, topic, key, headers, payload = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+// messages reads a row of windowColumns in Postgres's binary format. All its bytes are one allocation.
+func (l *OutboxLog) messages(v [][]byte) []*outbox.Message {
+	const id, shard, messageID, pack = 0, 1, 2, 11
 	m := &outbox.Message{
 		RowID: int64(binary.BigEndian.Uint64(v[id])),    //nolint:gosec // bits
 		Shard: int16(binary.BigEndian.Uint16(v[shard])), //nolint:gosec // bits
 		ID:    uuid.UUID(v[messageID]),
-		Trace: events.TraceFromBinary(v[trace]),
-		Topic: events.Topic(v[topic]),
 	}
+	if v[pack] == nil {
+		m.Damage = l.single(m, v)
+		return []*outbox.Message{m}
+	}
+	list, err := outbox.Unpack(m.RowID, m.Shard, bytes.Clone(v[pack]))
+	if err != nil {
+		m.Damage = err
+		return []*outbox.Message{m}
+	}
+	out := make([]*outbox.Message, len(list))
+	for i := range list {
+		out[i] = &list[i]
+	}
+	return out
+}
+
+// single reads what a row says of its one message: a raw one, or a typed one from before there were packs.
+func (l *OutboxLog) single(m *outbox.Message, v [][]byte) error {
+	const typ, orderID, sequence, trace, topic, key, headers, payload = 3, 4, 5, 6, 7, 8, 9, 10
+	m.Trace = events.TraceFromBinary(v[trace])
+	m.Topic = events.Topic(v[topic])
 	if v[orderID] != nil {
 		m.OrderID = uuid.UUID(v[orderID])
 	}
@@ -355,12 +372,9 @@ func (l *OutboxLog) message(v [][]byte) (*outbox.Message, error) {
 		return own[n:len(own):len(own)]
 	}
 	m.Key, m.Payload = take(v[key]), take(v[payload])
-	hs, err := events.ParseHeaders(take(v[headers]))
-	if err != nil {
-		return nil, fmt.Errorf("postgres: outbox row %d: %w", m.RowID, err)
-	}
-	m.Headers = hs
-	return m, nil
+	var err error
+	m.Headers, err = events.ParseHeaders(take(v[headers]))
+	return err
 }
 
 // backlogBound is how many rows Backlog counts one by one. It is asked for every second, and a row costs 2 to 3 µs: counting 10,000 of them took 8 % of

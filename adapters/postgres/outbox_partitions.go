@@ -69,7 +69,7 @@ type outboxPartition struct {
 }
 
 func (p outboxPartition) create() string {
-	return fmt.Sprintf(`CREATE TABLE %s (LIKE outbox INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE) WITH (autovacuum_enabled = false)`, p.name)
+	return fmt.Sprintf(`CREATE TABLE %s (LIKE outbox INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE) WITH (autovacuum_enabled = false, toast_tuple_target = 8160)`, p.name)
 }
 
 // attach takes a lock that no insert conflicts with; CREATE TABLE … PARTITION OF would stall them all.
@@ -254,7 +254,7 @@ SELECT o.* FROM outbox AS o JOIN outbox_shards AS s USING (shard)
 WHERE NOT pg_visible_in_snapshot(o.xid, s.prev) AND (s.next IS NULL OR o.id > s.after_id OR NOT pg_visible_in_snapshot(o.xid, s.next))
    OR (o.xmin::text::bigint - o.xid::text::numeric % 4294967296 + 4294967296) % 4294967296 < $1`
 
-const outboxColumns = `sequence, shard, message_id, order_id, type, trace, topic, key, headers, payload`
+const outboxColumns = `sequence, shard, message_id, order_id, type, trace, topic, key, headers, payload, pack`
 
 // AdoptOutbox makes the outbox of a restored dump this server's own (F41): its transaction ids mean nothing here. Rows that the
 // restored cursors had not seen are written again, in order, under new ids; everything else goes with the old partitions. It answers

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"ordersaga/domain"
+	"ordersaga/outbox"
 	"ordersaga/saga"
 )
 
@@ -61,13 +62,15 @@ func (v *View) once(parent context.Context, fn func(ctx context.Context, tx *Tx)
 	if err := fn(ctx, tx); err != nil {
 		return err
 	}
-	if err := tx.commit(ctx); err != nil {
-		return err
+	if len(tx.emitted) == 0 {
+		return tx.commit(ctx)
 	}
-	if tx.emitted {
-		v.db.wake()
-	}
-	return nil
+	// The relay hears of the rows before anybody can see them: one that met them first would send them again when it heard.
+	committed, done := false, v.db.announce(tx.emitted)
+	defer func() { done(committed) }()
+	err := tx.commit(ctx)
+	committed = err == nil
+	return err
 }
 
 // Tx is one transaction. It takes its connection with the first statement that must go, and is not safe for concurrent use.
@@ -76,10 +79,10 @@ type Tx struct {
 	pool    *pgxpool.Pool
 	conn    *pgxpool.Conn
 	queued  []statement
-	ahead   []statement // reads that go with the next round trip; see ahead.go
-	open    bool        // begin was sent
-	emitted bool        // the outbox got rows: the relay is woken after the commit
-	err     error       // the first failure: the transaction is lost, and every later call says so
+	ahead   []statement      // reads that go with the next round trip; see ahead.go
+	open    bool             // begin was sent
+	emitted []outbox.Message // for the outbox
+	err     error            // the first failure: the transaction is lost, and every later call says so
 
 	payments map[paymentKey]bool // the rows that LockPayments found
 

@@ -224,7 +224,8 @@ func (a *App) relayStage() (stage, error) {
 	}
 	a.closers = append(a.closers, p.Close)
 	name, log := a.cfg.Kafka.InstanceID, postgres.NewOutboxLog(a.db)
-	r := outbox.New(log, p, outbox.Config{Name: name, Wake: a.db.Wake()}, a.observer)
+	r := outbox.New(log, p, outbox.Config{Name: name}, a.observer)
+	a.db.AnnounceTo(r.Announce)
 	return stage{{"relay", r.Run}}, nil
 }
 
