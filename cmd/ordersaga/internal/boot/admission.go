@@ -11,8 +11,8 @@ import (
 	"ordersaga/saga"
 )
 
-// admission decides whether the intake may take more in: not while too much is under way already, while the outbox is not carried
-// away, or while the disk is nearly full. It looks once a second, so that asking it costs nothing.
+// admission decides whether the intake may take more in: not while too much is under way already, while orders wait for too long, while the outbox
+// is not carried away, or while the disk is nearly full. It looks once a second, so that asking it costs nothing.
 type admission struct {
 	db    *postgres.DB
 	cfg   atomic.Pointer[Intake]
@@ -79,10 +79,35 @@ func (a *admission) look(ctx context.Context) *saga.OverloadedError {
 	if b, err := a.db.OutboxBacklog(ctx); err == nil && cfg.MaxLag > 0 && b.OldestSeconds > cfg.MaxLag.Seconds() {
 		return no("the oldest message waits for %.0f s to be published", b.OldestSeconds)
 	}
+	if a.late(ctx, cfg.MaxDelay) {
+		return no("orders wait for more than %s: more come in than are worked off", cfg.MaxDelay)
+	}
 	if a.tooMany(ctx, cfg.MaxRunning, time.Now()) {
 		return no("more than %d orders are under way", cfg.MaxRunning)
 	}
 	return nil
+}
+
+// A sample is the first orders of a period. A few that stand still, for reasons of their own, say nothing.
+const (
+	samplePeriod = 2 * time.Second
+	sampleSize   = 200
+	sampleLeast  = 20
+)
+
+// late reports that most of the orders of so long ago are pending still. While a dependency is away that is no reason: they wait for it, and those
+// that come in may too.
+func (a *admission) late(ctx context.Context, after time.Duration) bool {
+	if after <= 0 {
+		return false
+	}
+	until := a.db.Now().Add(-after)
+	f, err := a.db.FateOf(ctx, until.Add(-samplePeriod), until, sampleSize)
+	return err == nil && tooLate(f)
+}
+
+func tooLate(f postgres.Fate) bool {
+	return !f.Away && f.Placed >= sampleLeast && 2*f.Pending > f.Placed
 }
 
 func (a *admission) tooMany(ctx context.Context, limit int64, now time.Time) bool {

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"ordersaga/adapters/postgres"
 )
 
 // TestF22_NearlyFullDiskSheds: the disk of the data directory is looked at before anything is asked of the database, and what is refused
@@ -31,4 +33,14 @@ func TestSagasAreCountedWhenThereCouldBeTooMany(t *testing.T) {
 	a.counted, a.recount = 10, now.Add(time.Second)
 	require.False(t, a.tooMany(t.Context(), 100, now), "the database is not asked")
 	require.False(t, a.tooMany(t.Context(), 0, now), "no bound")
+}
+
+// Orders that are late shed the intake when most of a fair number are, and nobody is away for whom they wait.
+func TestOverloadIsToldFromASlowOrderAndFromAnOutage(t *testing.T) {
+	require.True(t, tooLate(postgres.Fate{Placed: 200, Pending: 101}))
+	require.False(t, tooLate(postgres.Fate{Placed: 200, Pending: 100}), "half are done")
+	require.False(t, tooLate(postgres.Fate{Placed: 200, Pending: 200, Away: true}))
+	require.False(t, tooLate(postgres.Fate{Placed: 3, Pending: 3}))
+	require.False(t, tooLate(postgres.Fate{}))
+	require.False(t, newAdmission(nil, Intake{}, "").late(t.Context(), 0), "no bound")
 }

@@ -10,8 +10,8 @@ import (
 // printHead is what a printed configuration begins with.
 const printHead = `The settings in force, secrets masked. A file of this form is read by --config; the environment wins over it
 (ORDERSAGA_KAFKA__TOPIC_PREFIX is kafka.topic_prefix), flags win over both. Read again while the process runs: log.level,
-http.rate_per_caller and burst_per_caller, payment.rate, burst and concurrency, intake.max_running, max_outbox_age and
-min_free_disk_bytes, and the files of tokens and certificates.`
+http.rate_per_caller and burst_per_caller, payment.rate, burst and concurrency, intake.max_running, max_outbox_age,
+max_delay and min_free_disk_bytes, and the files of tokens and certificates.`
 
 // YAML is the configuration as a file that Load reads, each setting with what it means, secrets masked.
 func (c *Config) YAML() ([]byte, error) {

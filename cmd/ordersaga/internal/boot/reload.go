@@ -57,6 +57,7 @@ func (c *Config) reloadable(next *Config) (needRestart []string) {
 	c.HTTP.Rate, c.HTTP.Burst = next.HTTP.Rate, next.HTTP.Burst
 	c.Payment.Rate, c.Payment.Burst, c.Payment.Concurrency = next.Payment.Rate, next.Payment.Burst, next.Payment.Concurrency
 	c.Intake.MaxRunning, c.Intake.MaxLag, c.Intake.MinDisk = next.Intake.MaxRunning, next.Intake.MaxLag, next.Intake.MinDisk
+	c.Intake.MaxDelay = next.Intake.MaxDelay
 	return differing("", reflect.ValueOf(*c), reflect.ValueOf(*next))
 }
 
