@@ -97,15 +97,6 @@ func NewGroup[T Tx](cfg GroupConfig, store Store[T], handler Handler[T]) (*Group
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
-	if cfg.Decode == nil {
-		cfg.Decode = events.Decode
-	}
-	if cfg.Owns == nil {
-		cfg.Owns = func(n events.Name) bool {
-			t, ok := events.TypeOf(n)
-			return !ok || t.Group == cfg.Name
-		}
-	}
 	if cfg.OnStalled == nil {
 		cfg.OnStalled = func(*Delivery, Verdict) []events.Envelope { return nil }
 	}
@@ -157,8 +148,7 @@ func (g *Group[T]) Handle(ctx context.Context, batch []events.Record) ([]bool, e
 		pause(ctx, time.Until(next))
 	}
 	r.stats.Duration = time.Since(begun)
-	left, next := r.pending()
-	r.stats.Interrupted = len(left) > 0 || !next.IsZero()
+	r.stats.Interrupted = r.open() > 0
 	g.cfg.Observer.Batch(r.stats)
 	if r.stats.Interrupted {
 		return r.settled, fmt.Errorf("group %s: interrupted: %w", g.cfg.Name, context.Cause(ctx))
@@ -200,10 +190,14 @@ type run[T Tx] struct {
 // item is one message of a batch, with all its deliveries.
 type item[T Tx] struct {
 	d        *Delivery
-	at       []int // positions in the batch; more than one if it was delivered more than once with one ticket
+	at       int   // its position in the batch
+	again    []int // more positions, if it was delivered more than once with one ticket
 	err      error // known without the handler: undecodable, or what failed its transaction
 	skip     bool  // a copy of a type that is another group's by now: settle it without the handler
+	twin     bool  // another item of this batch has its id
 	reused   bool  // another record of this batch has its id and another payload
+	hashed   bool
+	hash     int64 // of the payload, once hashed
 	tried    Tried
 	prepared *prepared[T] // nil: Prepare has not seen it, or must see it again
 	whole    int          // transactions that failed with it for no stated reason
@@ -218,50 +212,100 @@ type prepared[T Tx] struct{ apply Apply[T] }
 // actor reports that the handler has a say in it.
 func (it *item[T]) actor() bool { return it.err == nil && !it.skip && !it.reused }
 
+// payload is events.PayloadHash of the record. Most messages have neither a row nor a twin, and never need it.
+func (it *item[T]) payload() int64 {
+	if !it.hashed {
+		it.hash, it.hashed = events.PayloadHash(it.d.Record.Value), true
+	}
+	return it.hash
+}
+
+// actors are the deliveries of those items in which the handler has a say.
+func actors[T Tx](items []*item[T]) []*Delivery {
+	batch := make([]*Delivery, 0, len(items))
+	for _, it := range items {
+		if it.actor() {
+			batch = append(batch, it.d)
+		}
+	}
+	return batch
+}
+
 // receive decodes the batch, settles what is another group's, and joins what was delivered twice (F31).
 func (r *run[T]) receive(batch []events.Record) {
-	type key struct {
-		id     uuid.UUID
-		ticket int64
-		hash   int64
-	}
-	byKey := make(map[key]*item[T], len(batch))
-	hashes := make(map[uuid.UUID]int64, len(batch))
+	// One allocation for all of a kind: they live and go together.
+	deliveries, items := make([]Delivery, len(batch)), make([]item[T], len(batch))
+	r.items = make([]*item[T], 0, len(batch))
 	for i := range batch {
-		it := r.receiveOne(&batch[i])
+		it := &items[i]
+		it.d, it.at = &deliveries[i], i
+		r.receiveOne(it, &batch[i])
 		if it.skip && it.d.Ticket == 0 {
 			r.settled[i] = true
 			r.stats.Foreign++
 			continue
 		}
-		k := key{it.d.ID, it.d.Ticket, events.PayloadHash(it.d.Record.Value)}
-		if first := byKey[k]; first != nil {
-			first.at = append(first.at, i)
+		r.items = append(r.items, it)
+	}
+	r.join()
+}
+
+// join finds the items that have one id. Those with one ticket and one payload too are one message, the first of them; of different
+// payloads the first is believed.
+func (r *run[T]) join() {
+	if len(r.items) < 2 {
+		return
+	}
+	byID := slices.Clone(r.items)
+	slices.SortFunc(byID, func(a, b *item[T]) int {
+		if c := compareIDs(a.d.ID, b.d.ID); c != 0 {
+			return c
+		}
+		return a.at - b.at
+	})
+	joined := false
+	for i := 1; i < len(byID); i++ {
+		it, n := byID[i], i-1
+		if byID[n].d.ID != it.d.ID {
 			continue
 		}
-		if hash, seen := hashes[k.id]; !seen {
-			hashes[k.id] = k.hash
-		} else if hash != k.hash {
-			it.reused = true
+		for n > 0 && byID[n-1].d.ID == it.d.ID {
+			n--
 		}
-		byKey[k] = it
-		it.at = []int{i}
-		r.items = append(r.items, it)
+		joined = r.joinTo(byID[n:i], it) || joined
+	}
+	if joined {
+		r.items = slices.DeleteFunc(r.items, func(it *item[T]) bool { return it.done })
 	}
 }
 
-func (r *run[T]) receiveOne(rec *events.Record) *item[T] {
-	d := &Delivery{Record: *rec, Group: r.cfg.Name, Attempt: 1, Origin: Place{rec.Topic, rec.Partition, rec.Offset}}
-	it := &item[T]{d: d}
-	if t, ok := events.TypeOfCE(string(rec.Header(events.HeaderType))); ok && !r.cfg.Owns(t.Name) {
-		it.skip = true // unread: whether its body is sound is its own group's to say
-		d.Type = t.Name
-	} else {
-		d.Envelope, it.err = r.decode(rec)
+// joinTo compares an item with those before it that have its id, and reports whether it is one of them delivered again.
+func (r *run[T]) joinTo(before []*item[T], it *item[T]) bool {
+	for _, first := range before {
+		if !first.done && first.d.Ticket == it.d.Ticket && first.payload() == it.payload() {
+			first.again = append(first.again, it.at)
+			it.done = true
+			return true
+		}
 	}
-	d.ID = events.Identity(rec)
+	before[0].twin, it.twin = true, true
+	it.reused = before[0].payload() != it.payload()
+	return false
+}
+
+func (r *run[T]) receiveOne(it *item[T], rec *events.Record) {
+	d := it.d
+	d.Record, d.Group, d.Attempt, d.Origin = *rec, r.cfg.Name, 1, Place{rec.Topic, rec.Partition, rec.Offset}
+	attrs := events.AttributesOf(rec)
+	if t, ok := attrs.Known(); ok && !r.owns(t.Name, t) {
+		it.skip = true // unread: whether its body is sound is its own group's to say
+		d.Type, d.ID = t.Name, attrs.Identity(rec)
+	} else {
+		d.Envelope, it.err = r.decode(rec, &attrs)
+	}
 	if it.err != nil {
-		d.Type = events.Name(CleanText(string(rec.Header(events.HeaderType)), MaxTypeBytes))
+		d.ID = attrs.Identity(rec)
+		d.Type = events.Name(CleanText(string(attrs.Type), MaxTypeBytes))
 		if id, err := uuid.ParseBytes(rec.Key); err == nil && len(rec.Key) == 36 {
 			d.OrderID = id
 		}
@@ -276,25 +320,42 @@ func (r *run[T]) receiveOne(rec *events.Record) *item[T] {
 	}
 	if it.err != nil {
 		it.skip = false
-		return it
+		return
 	}
-	if t, ok := events.TypeOf(d.Type); ok {
-		it.tried.Endless = t.Endless
+	t, ok := attrs.Known()
+	if !ok || t.Name != d.Type { // a decoder of its own may name types as it likes
+		t, ok = events.TypeOf(d.Type)
 	}
-	it.skip = it.skip || !r.cfg.Owns(d.Type)
-	return it
+	it.tried.Endless = ok && t.Endless
+	it.skip = it.skip || !r.owns(d.Type, t)
+}
+
+// owns reports whether a type is this group's. t is its row of the table, nil if it has none.
+func (g *Group[T]) owns(n events.Name, t *events.Type) bool {
+	if g.cfg.Owns != nil {
+		return g.cfg.Owns(n)
+	}
+	return t == nil || t.Group == g.cfg.Name
 }
 
 // decode guards against a decoder that panics: it reads what anybody may have written.
-func (r *run[T]) decode(rec *events.Record) (env events.Envelope, err error) {
+func (r *run[T]) decode(rec *events.Record, attrs *events.Attributes) (env events.Envelope, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			env, err = events.Envelope{}, newPanicError(v)
 		}
 	}()
-	env, err = r.cfg.Decode(rec)
+	if r.cfg.Decode == nil {
+		env, err = attrs.Decode(rec)
+	} else {
+		env, err = r.cfg.Decode(rec)
+		env.ID = attrs.Identity(rec) // whatever it made of it: it is what the inbox goes by
+	}
+	if err == nil {
+		return env, nil
+	}
 	var unknown *events.UnknownTypeError
-	if err != nil && !poison(err) && !errors.As(err, &unknown) {
+	if !poison(err) && !errors.As(err, &unknown) {
 		err = &undecodableError{err}
 	}
 	return env, err
@@ -318,11 +379,17 @@ func (*undecodableError) Poison() bool    { return true }
 
 // pending answers the items that can go on now, and when the next one can that can't.
 func (r *run[T]) pending() (due []*item[T], next time.Time) {
+	if r.open() == 0 {
+		return nil, next
+	}
 	now := time.Now()
 	for _, it := range r.items {
 		switch {
 		case it.done:
 		case !it.ready.After(now):
+			if due == nil {
+				due = make([]*item[T], 0, len(r.items))
+			}
 			due = append(due, it)
 		case next.IsZero() || it.ready.Before(next):
 			next = it.ready
@@ -331,9 +398,23 @@ func (r *run[T]) pending() (due []*item[T], next time.Time) {
 	return due, next
 }
 
+// open is the number of items without a final verdict.
+func (r *run[T]) open() (n int) {
+	for _, it := range r.items {
+		if !it.done {
+			n++
+		}
+	}
+	return n
+}
+
 // round gives every item one try: outcomes that an earlier round prepared are applied, the rest is prepared first.
 func (r *run[T]) round(ctx context.Context, items []*item[T]) {
 	if items = r.dropStale(ctx, items); len(items) == 0 {
+		return
+	}
+	if !slices.ContainsFunc(items, func(it *item[T]) bool { return it.prepared != nil }) {
+		r.prepare(ctx, items)
 		return
 	}
 	var fresh []*item[T]
@@ -392,12 +473,7 @@ func (r *run[T]) prepare(ctx context.Context, items []*item[T]) {
 	if len(items) == 0 || ctx.Err() != nil {
 		return
 	}
-	batch := make([]*Delivery, 0, len(items))
-	for _, it := range items {
-		if it.actor() {
-			batch = append(batch, it.d)
-		}
-	}
+	batch := actors(items)
 	if len(batch) == 0 {
 		r.transact(ctx, items, nil)
 		return
@@ -411,26 +487,26 @@ func (r *run[T]) prepare(ctx context.Context, items []*item[T]) {
 		r.transact(ctx, items, apply)
 		return
 	}
-	actors := make([]*item[T], 0, len(batch))
+	acting := make([]*item[T], 0, len(batch))
 	for _, it := range items {
 		if it.actor() {
-			actors = append(actors, it)
+			acting = append(acting, it)
 		}
 	}
-	if len(actors) < len(items) {
+	if len(acting) < len(items) {
 		r.transact(ctx, slices.DeleteFunc(slices.Clone(items), (*item[T]).actor), nil)
 	}
 	switch {
 	case ctx.Err() != nil:
 	case outage(err) != "":
-		r.hold(actors, err)
-	case len(actors) > 1:
-		r.cfg.Observer.Split(r.cfg.Name, len(actors), err)
-		for _, part := range split(actors) {
+		r.hold(acting, err)
+	case len(acting) > 1:
+		r.cfg.Observer.Split(r.cfg.Name, len(acting), err)
+		for _, part := range split(acting) {
 			r.prepare(ctx, part)
 		}
 	default:
-		r.fail(ctx, actors[0], err)
+		r.fail(ctx, acting[0], err)
 	}
 }
 
@@ -509,7 +585,7 @@ func split[T Tx](items []*item[T]) [][]*item[T] {
 }
 
 func sortedIDs(ids []uuid.UUID) []uuid.UUID {
-	slices.SortFunc(ids, func(a, b uuid.UUID) int { return strings.Compare(string(a[:]), string(b[:])) })
+	slices.SortFunc(ids, compareIDs)
 	return slices.Compact(ids)
 }
 

@@ -1,6 +1,7 @@
 package consumers
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -176,7 +177,7 @@ func (f *DeadFilter) matches(d *DeadLetter) bool {
 		(f.FailedUntil.IsZero() || d.LastFailed.Before(f.FailedUntil))
 }
 
-func compareIDs(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) }
+func compareIDs(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }
 
 // MemoryTx is a transaction of a Memory: a Tx and a DeadTx.
 type MemoryTx struct {

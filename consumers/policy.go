@@ -146,6 +146,9 @@ func poison(err error) bool {
 }
 
 func dataError(err error) bool {
+	if err == nil {
+		return false // the usual case: errors.As would allocate for it
+	}
 	var d interface{ DataError() bool }
 	return errors.As(err, &d) && d.DataError()
 }

@@ -3,6 +3,7 @@ package consumers
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -134,10 +135,11 @@ func (r *run[T]) settle(it *item[T], v Verdict, err error) {
 		if v.Kind == Repeat && it.d.Ticket != 0 {
 			r.stats.Stale++
 		}
-		for _, i := range it.at {
+		r.settled[it.at] = true
+		for _, i := range it.again {
 			r.settled[i] = true
 		}
-		r.stats.Counts[Repeat] += len(it.at) - 1
+		r.stats.Counts[Repeat] += len(it.again)
 	case Hold: // see settleAll
 	}
 	if err != nil {
@@ -155,9 +157,9 @@ func (r *run[T]) decide(ctx context.Context, tx T, items []*item[T], apply Apply
 	}
 	// Subscriptions that are Ordered will take the locks on (group, key) here, and park what stands behind a failed record.
 	batch := make([]*Delivery, 0, len(claimed))
-	for _, c := range claimed {
-		if c.acts() {
-			batch = append(batch, c.it.d)
+	for i := range claimed {
+		if claimed[i].acts() {
+			batch = append(batch, claimed[i].it.d)
 		}
 	}
 	var results []Result
@@ -169,9 +171,11 @@ func (r *run[T]) decide(ctx context.Context, tx T, items []*item[T], apply Apply
 			return nil, &brokenHandlerError{fmt.Sprintf("Apply answered %d results for %d deliveries", len(results), len(batch))}
 		}
 	}
-	w := writes{group: r.cfg.Name}
+	w := writes{group: r.cfg.Name, out: make([]events.Envelope, 0, outputs(results))}
 	now := r.cfg.Clock()
-	for _, c := range claimed {
+	verdicts = slices.Grow(verdicts, len(claimed))
+	for i := range claimed {
+		c := &claimed[i]
 		res := Result{Err: c.it.err}
 		switch {
 		case c.reused:
@@ -189,19 +193,21 @@ func (r *run[T]) decide(ctx context.Context, tx T, items []*item[T], apply Apply
 	return verdicts, w.flush(ctx, tx)
 }
 
+// outputs is how many messages the handler emits.
+func outputs(results []Result) (n int) {
+	for i := range results {
+		n += len(results[i].Out)
+	}
+	return n
+}
+
 // foresee lets the handler name what it will lock.
 func (r *run[T]) foresee(tx T, items []*item[T], apply Apply[T]) {
 	f, ok := r.handler.(Foresight[T])
 	if !ok || apply == nil {
 		return
 	}
-	batch := make([]*Delivery, 0, len(items))
-	for _, it := range items {
-		if it.actor() {
-			batch = append(batch, it.d)
-		}
-	}
-	if len(batch) > 0 {
+	if batch := actors(items); len(batch) > 0 {
 		f.Foresee(tx, batch)
 	}
 }
@@ -228,15 +234,12 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 		return nil, nil, fmt.Errorf("read inbox: %w", err)
 	}
 	var strangers []claim[T]
-	acting := make(map[uuid.UUID]bool, len(items))
+	var acting map[uuid.UUID]bool // of the ids that several items have
+	claimed = make([]claim[T], 0, len(items))
 	for _, it := range items {
-		row, found := rows[it.d.ID]
-		c := claim[T]{it: it, id: it.d.ID}
-		if found {
-			c.row = &row
-		}
+		c := claim[T]{it: it, id: it.d.ID, row: rowOf(rows, it.d.ID)}
 		switch {
-		case found && row.Hash != events.PayloadHash(it.d.Record.Value), !found && it.reused:
+		case c.row != nil && c.row.Hash != it.payload(), c.row == nil && it.reused:
 			c.id, c.row, c.reused = placeIdentity(it.d.Origin), nil, true
 			strangers = append(strangers, c)
 		case acting[c.id] || !claims(c.row, it.d.Ticket):
@@ -245,7 +248,12 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 			// It was taken for a stranger among this batch, and not prepared; but the row is about it.
 			verdicts = append(verdicts, decided[T]{it, Verdict{Kind: Again}, nil})
 		default:
-			acting[c.id] = true
+			if it.twin {
+				if acting == nil {
+					acting = map[uuid.UUID]bool{}
+				}
+				acting[c.id] = true
+			}
 			claimed = append(claimed, c)
 		}
 	}
@@ -267,6 +275,18 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 		claimed = append(claimed, c)
 	}
 	return claimed, verdicts, nil
+}
+
+// rowOf is a message's row, nil if it has none: as most have.
+func rowOf(rows map[uuid.UUID]InboxRow, id uuid.UUID) *InboxRow {
+	if len(rows) == 0 {
+		return nil
+	}
+	row, found := rows[id]
+	if !found {
+		return nil
+	}
+	return &row
 }
 
 // placeIdentity identifies a record by where it lies, as events.Identity does for one without an id.
@@ -314,9 +334,13 @@ func (w *writes) flush(ctx context.Context, tx Tx) error {
 }
 
 // write adds what a verdict leaves; it may answer another verdict, where a copy would be too large to be sent.
-func (r *run[T]) write(w *writes, c claim[T], v Verdict, out []events.Envelope, now time.Time) Verdict {
+func (r *run[T]) write(w *writes, c *claim[T], v Verdict, out []events.Envelope, now time.Time) Verdict {
 	d := c.it.d
-	row := InboxRow{MessageID: c.id, New: c.row == nil, Hash: events.PayloadHash(d.Record.Value)}
+	if v.Kind == Done && c.row == nil && r.cfg.Inbox != InboxAll && !d.Replay { // nearly always
+		w.out = append(w.out, out...)
+		return v
+	}
+	row := InboxRow{MessageID: c.id, New: c.row == nil, Hash: c.it.payload()}
 	if v.Kind == Retry {
 		raw := r.retryCopy(c, v, now)
 		n := size(raw.Key, raw.Value, raw.Headers)
@@ -363,7 +387,7 @@ type ticketed struct {
 	ticket int64
 }
 
-func (r *run[T]) retryCopy(c claim[T], v Verdict, now time.Time) ticketed {
+func (r *run[T]) retryCopy(c *claim[T], v Verdict, now time.Time) ticketed {
 	d := c.it.d
 	first := d.First
 	if first.IsZero() {
@@ -377,7 +401,7 @@ func (r *run[T]) retryCopy(c claim[T], v Verdict, now time.Time) ticketed {
 	}, s.ticket}
 }
 
-func (r *run[T]) deadLetter(c claim[T], v Verdict, now time.Time) DeadLetter {
+func (r *run[T]) deadLetter(c *claim[T], v Verdict, now time.Time) DeadLetter {
 	d := c.it.d
 	first := d.First
 	if first.IsZero() {

@@ -106,11 +106,17 @@ func orderKey(b []byte) (uuid.UUID, bool) {
 // origin if it has no ce_id. An error is either a *UnknownTypeError, which is transient, or answers `Poison() bool`; its text is one
 // line, says what to add or change, and repeats little of the record.
 func Decode(r *Record) (Envelope, error) {
-	t, err := typeOf(r)
+	a := AttributesOf(r)
+	return a.Decode(r)
+}
+
+// Decode reads the record, whose attributes these are; see the function of that name.
+func (a *Attributes) Decode(r *Record) (Envelope, error) {
+	t, err := a.typeFor(r.Topic)
 	if err != nil {
 		return Envelope{}, err
 	}
-	format, err := formatOf(r, t)
+	format, err := a.formatFor(t)
 	if err != nil {
 		return Envelope{}, err
 	}
@@ -121,9 +127,9 @@ func Decode(r *Record) (Envelope, error) {
 	if len(r.Value) > MaxBody {
 		return Envelope{}, bad("the body of %s has %d bytes, at most %d are taken", t.Name, len(r.Value), MaxBody)
 	}
-	e := Envelope{ID: Identity(r), Type: t.Name, OrderID: key}
-	if h := r.Header(HeaderTraceparent); h != nil {
-		e.Trace, _ = ParseTraceparent(h)
+	e := Envelope{ID: a.Identity(r), Type: t.Name, OrderID: key}
+	if a.Traceparent != nil {
+		e.Trace, _ = ParseTraceparent(a.Traceparent)
 	}
 	if format == JSON {
 		e.Data = t.New()
@@ -140,20 +146,19 @@ func Decode(r *Record) (Envelope, error) {
 	return e, nil
 }
 
-func typeOf(r *Record) (*Type, error) {
-	if v := r.Header(HeaderSpecVersion); v != nil && !bytes.Equal(v, specVersionValue) {
+func (a *Attributes) typeFor(topic Topic) (*Type, error) {
+	if v := a.SpecVersion; v != nil && !bytes.Equal(v, specVersionValue) {
 		return nil, bad("header ce_specversion is %q: this reads CloudEvents 1.0, send 1.0 or leave it out", clean(v))
 	}
-	ce := r.Header(HeaderType)
-	if len(ce) == 0 {
-		return nil, missingType(r.Topic)
+	if len(a.Type) == 0 {
+		return nil, missingType(topic)
 	}
-	t, ok := byCE[string(ce)]
-	if !ok {
-		return nil, &UnknownTypeError{CE: clean(ce), Topic: r.Topic}
+	t := a.row
+	if t == nil {
+		return nil, &UnknownTypeError{CE: clean(a.Type), Topic: topic}
 	}
-	if r.Topic != t.Topic && topics[r.Topic] { // a retry topic holds any type of its group
-		return nil, bad("ce_type %s does not belong on topic %s: it goes to %s", t.CE, r.Topic, t.Topic)
+	if topic != t.Topic && topics[topic] { // a retry topic holds any type of its group
+		return nil, bad("ce_type %s does not belong on topic %s: it goes to %s", t.CE, topic, t.Topic)
 	}
 	return t, nil
 }
@@ -167,9 +172,9 @@ func missingType(topic Topic) error {
 		"with kcat: kcat -P -b BROKER -t %s -k ORDER_ID -H ce_type=%s", example, on, example)
 }
 
-// formatOf reads content-type. Without one a body is JSON.
-func formatOf(r *Record, t *Type) (Format, error) {
-	h := r.Header(HeaderContentType)
+// formatFor reads content-type. Without one a body is JSON.
+func (a *Attributes) formatFor(t *Type) (Format, error) {
+	h := a.ContentType
 	f := JSON
 	switch string(h) {
 	case "", ContentJSON:

@@ -3,7 +3,6 @@ package events
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -83,27 +82,8 @@ func NewID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
 // an id whose first six bytes are zero, so that the time-partitioned inbox keeps the two kinds apart; a record without an id is
 // identified by where it lies.
 func Identity(r *Record) uuid.UUID {
-	id, src := r.Header(HeaderID), r.Header(HeaderSource)
-	if string(src) == Source && len(id) == 36 {
-		if u, err := uuid.ParseBytes(id); err == nil && u.Version() == 7 {
-			return u
-		}
-	}
-	h := sha256.New()
-	if len(id) > 0 {
-		var n [8]byte
-		binary.BigEndian.PutUint64(n[:], uint64(len(src)))
-		h.Write(n[:])
-		h.Write(src)
-		h.Write(id)
-	} else {
-		h.Write([]byte(string(r.Topic) + "/" + strconv.Itoa(int(r.Partition)) + "/" + strconv.FormatInt(r.Offset, 10)))
-	}
-	u := uuid.UUID(h.Sum(nil)[:16])
-	copy(u[:6], make([]byte, 6))
-	u[6] = u[6]&0x0f | 0x80 // version 8: made by rules of our own
-	u[8] = u[8]&0x3f | 0x80
-	return u
+	a := AttributesOf(r)
+	return a.Identity(r)
 }
 
 // PayloadHash tells two payloads apart: the first eight bytes of SHA-256.
