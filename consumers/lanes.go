@@ -1,7 +1,6 @@
 package consumers
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -23,21 +22,24 @@ type Lanes struct {
 	due     func(*events.Record) time.Time
 	overlap bool
 	lanes   map[Lane]*lane
-	order   []Lane // round robin; the next one first
-	waiting int    // records that are in no batch
+	order   []*lane // round robin, from next on
+	next    int
+	waiting int // records that are in no batch
 	size    int
 }
 
 type lane struct {
+	id      Lane
 	dropped bool
 	records []held
+	removed int // records that were held before the first of them
 	running int // records of it that are in batches
 	begin   int // records before it are in batches or settled
 }
 
 type held struct {
-	events.Record
-	state laneState
+	record *events.Record
+	state  laneState
 }
 
 type laneState int8
@@ -51,7 +53,13 @@ const (
 // Batch is records taken from lanes, on their way through a handler.
 type Batch struct {
 	Records []events.Record
-	lanes   []*lane // of each record
+	from    []seat // of each record
+}
+
+// seat is where a record is in its lane: the number of records that the lane has ever held before it.
+type seat struct {
+	*lane
+	n int
 }
 
 // NewLanes makes empty lanes. due says from when on a record may be taken, nil means at once; the head of a lane decides for those
@@ -61,29 +69,41 @@ func NewLanes(due func(*events.Record) time.Time, overlap bool) *Lanes {
 	return &Lanes{due: due, overlap: overlap, lanes: map[Lane]*lane{}}
 }
 
-// Add appends records to their lanes, in their order.
+// Add appends records to their lanes, in their order. It keeps the slice: nobody may write to it any more.
 func (l *Lanes) Add(records []events.Record) {
+	var ln *lane
 	for i := range records {
-		id := Lane{records[i].Topic, records[i].Partition}
-		ln := l.lanes[id]
-		if ln == nil {
-			ln = &lane{}
-			l.lanes[id] = ln
-			l.order = append(l.order, id)
+		r := &records[i]
+		if ln == nil || ln.id.Partition != r.Partition || ln.id.Topic != r.Topic {
+			ln = l.lane(Lane{r.Topic, r.Partition})
 		}
-		ln.records = append(ln.records, held{Record: records[i]})
+		ln.records = append(ln.records, held{record: r})
 	}
 	l.waiting += len(records)
 	l.size += len(records)
 }
 
+func (l *Lanes) lane(id Lane) *lane {
+	ln := l.lanes[id]
+	if ln == nil {
+		ln = &lane{id: id}
+		l.lanes[id] = ln
+		l.order = append(l.order, ln)
+	}
+	return ln
+}
+
 // Take answers up to limit records that are due, of the lanes that want (nil: of all), evenly over them; nil if there are none.
 func (l *Lanes) Take(now time.Time, limit int, want func(Lane) bool) *Batch {
+	if l.waiting == 0 {
+		return nil
+	}
 	ready := l.ready(now, want)
 	if len(ready) == 0 {
 		return nil
 	}
-	b := &Batch{}
+	room := min(limit, l.waiting)
+	b := &Batch{Records: make([]events.Record, 0, room), from: make([]seat, 0, room)}
 	// An even share for each lane first, so that a long one does not starve the others; what is left over goes round again.
 	for share := max(1, limit/len(ready)); len(b.Records) < limit && len(ready) > 0; {
 		left := ready[:0]
@@ -95,22 +115,28 @@ func (l *Lanes) Take(now time.Time, limit int, want func(Lane) bool) *Batch {
 		}
 		ready = left
 	}
-	if n := len(l.order); n > 1 {
-		l.order = append(l.order[1:n:n], l.order[0])
-	}
+	l.next = (l.next + 1) % len(l.order)
 	return b
 }
 
 // ready answers the lanes whose head may be taken, in turn.
 func (l *Lanes) ready(now time.Time, want func(Lane) bool) []*lane {
-	var out []*lane
-	for _, id := range l.order {
-		ln := l.lanes[id]
-		if (want == nil || want(id)) && l.headDue(ln, now) {
+	out := make([]*lane, 0, len(l.order))
+	for i := range l.order {
+		ln := l.inTurn(i)
+		if l.headDue(ln, now) && (want == nil || want(ln.id)) {
 			out = append(out, ln)
 		}
 	}
 	return out
+}
+
+// inTurn is the lane that comes i-th this time.
+func (l *Lanes) inTurn(i int) *lane {
+	if i += l.next; i >= len(l.order) {
+		i -= len(l.order)
+	}
+	return l.order[i]
 }
 
 func (l *Lanes) headDue(ln *lane, now time.Time) bool {
@@ -118,7 +144,7 @@ func (l *Lanes) headDue(ln *lane, now time.Time) bool {
 		return false
 	}
 	i := ln.head()
-	return i >= 0 && (l.due == nil || !l.due(&ln.records[i].Record).After(now))
+	return i >= 0 && (l.due == nil || !l.due(ln.records[i].record).After(now))
 }
 
 // head is the index of the first waiting record, or -1. begin is only a place to look from.
@@ -137,14 +163,14 @@ func (ln *lane) head() int {
 func (l *Lanes) takeFrom(ln *lane, b *Batch, n int, now time.Time) bool {
 	for ; n > 0; n-- {
 		i := ln.head()
-		if i < 0 || l.due != nil && l.due(&ln.records[i].Record).After(now) {
+		if i < 0 || l.due != nil && l.due(ln.records[i].record).After(now) {
 			return false
 		}
 		ln.records[i].state = laneRunning
 		ln.running++
 		l.waiting--
-		b.Records = append(b.Records, ln.records[i].Record)
-		b.lanes = append(b.lanes, ln)
+		b.Records = append(b.Records, *ln.records[i].record)
+		b.from = append(b.from, seat{ln, ln.removed + i})
 	}
 	return true
 }
@@ -152,16 +178,13 @@ func (l *Lanes) takeFrom(ln *lane, b *Batch, n int, now time.Time) bool {
 // Settle takes a batch back, and answers how far lanes may advance: for each that can, the place of its last record before the first
 // unsettled one. Records that were not settled wait again.
 func (l *Lanes) Settle(b *Batch, settled []bool) []Place {
-	var touched []*lane
-	for i := range b.Records {
-		ln := b.lanes[i]
+	touched := make([]*lane, 0, len(l.order))
+	for i, at := range b.from {
+		ln := at.lane
 		if ln.dropped {
 			continue
 		}
-		j, ok := slices.BinarySearchFunc(ln.records, b.Records[i].Offset, func(h held, offset int64) int { return cmp.Compare(h.Offset, offset) })
-		if !ok {
-			continue
-		}
+		j := at.n - ln.removed
 		ln.running--
 		if settled[i] {
 			ln.records[j].state = laneSettled
@@ -170,7 +193,7 @@ func (l *Lanes) Settle(b *Batch, settled []bool) []Place {
 			ln.begin = min(ln.begin, j)
 			l.waiting++
 		}
-		if !slices.Contains(touched, ln) {
+		if n := len(touched); (n == 0 || touched[n-1] != ln) && !slices.Contains(touched, ln) {
 			touched = append(touched, ln)
 		}
 	}
@@ -183,17 +206,32 @@ func (l *Lanes) Settle(b *Batch, settled []bool) []Place {
 		if n == 0 {
 			continue
 		}
-		last := &ln.records[n-1]
+		if marks == nil {
+			marks = make([]Place, 0, len(touched))
+		}
+		last := ln.records[n-1].record
 		marks = append(marks, Place{last.Topic, last.Partition, last.Offset})
 		l.size -= n
-		ln.begin = max(0, ln.begin-n)
-		// The settled records' memory goes with the slice that they are in: a lane is emptied often enough.
-		ln.records = ln.records[n:]
-		if len(ln.records) == 0 {
-			ln.records, ln.begin = nil, 0
-		}
+		ln.remove(n)
 	}
 	return marks
+}
+
+// maxIdleLane bounds the room that an empty lane keeps, in records.
+const maxIdleLane = 64
+
+// remove forgets the first n records.
+func (ln *lane) remove(n int) {
+	ln.removed += n
+	ln.begin = max(0, ln.begin-n)
+	clear(ln.records[:n]) // their memory goes with them
+	if n < len(ln.records) {
+		ln.records = ln.records[n:]
+		return
+	}
+	if ln.records = ln.records[:0]; cap(ln.records) > maxIdleLane {
+		ln.records = nil
+	}
 }
 
 // Drop forgets lanes: they belong to somebody else now.
@@ -209,9 +247,10 @@ func (l *Lanes) Drop(lanes []Lane) {
 			}
 		}
 		l.size -= len(ln.records)
-		ln.dropped = true
+		ln.dropped, ln.records = true, nil
 		delete(l.lanes, id)
-		l.order = slices.DeleteFunc(l.order, func(o Lane) bool { return o == id })
+		l.order = slices.DeleteFunc(l.order, func(o *lane) bool { return o == ln })
+		l.next = 0
 	}
 }
 
@@ -232,9 +271,11 @@ func (l *Lanes) Length(id Lane) int {
 // Next answers when the next head of a lane that want takes is due; ok is false if none waits, or what waits has to wait for its
 // lane's running batch.
 func (l *Lanes) Next(want func(Lane) bool) (at time.Time, ok bool) {
-	for _, id := range l.order {
-		ln := l.lanes[id]
-		if want != nil && !want(id) || !l.overlap && ln.running > 0 {
+	if l.waiting == 0 {
+		return at, false
+	}
+	for _, ln := range l.order {
+		if !l.overlap && ln.running > 0 || want != nil && !want(ln.id) {
 			continue
 		}
 		i := ln.head()
@@ -243,7 +284,7 @@ func (l *Lanes) Next(want func(Lane) bool) (at time.Time, ok bool) {
 		}
 		var due time.Time
 		if l.due != nil {
-			due = l.due(&ln.records[i].Record)
+			due = l.due(ln.records[i].record)
 		}
 		if !ok || due.Before(at) {
 			at, ok = due, true

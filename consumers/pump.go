@@ -47,10 +47,25 @@ type Pump struct {
 	lanes   *Lanes
 	leaving []Lane
 	running map[*Batch]context.CancelCauseFunc
-	changed chan struct{} // closed and replaced whenever a waiter may have something to do
+	crews   []*crew
+	freed   chan struct{} // closed when a batch has come back or lanes were dropped; nil: nobody waits for that
 
 	lastTake time.Time
 	lastSize int
+}
+
+// crew is the workers of one Work. Of those that are idle one is woken, not all: it wakes the next if it leaves anything.
+type crew struct {
+	Work
+	want     func(Lane) bool
+	idle     []*worker // whoever became idle last is woken first
+	gatherer *worker   // waits for more before it takes what is there; while it does nobody else need wake up
+}
+
+type worker struct {
+	*crew
+	wake  chan struct{} // holds one
+	timer *time.Timer
 }
 
 // unsettledPause keeps a handler that leaves records unsettled for no reason that we know from being called in a tight loop.
@@ -62,21 +77,30 @@ func NewPump(cfg PumpConfig) *Pump {
 		cfg.Clock = time.Now
 	}
 	cfg.MaxBatch = max(1, cfg.MaxBatch)
-	return &Pump{cfg: cfg, lanes: NewLanes(cfg.Due, cfg.Overlap), running: map[*Batch]context.CancelCauseFunc{}, changed: make(chan struct{})}
+	return &Pump{cfg: cfg, lanes: NewLanes(cfg.Due, cfg.Overlap), running: map[*Batch]context.CancelCauseFunc{}}
 }
 
 // Run works until ctx ends, and returns when every batch has come back.
 func (p *Pump) Run(ctx context.Context, works ...Work) {
 	var wg sync.WaitGroup
 	for _, w := range works {
+		c := p.hire(w)
 		for range max(1, w.Workers) {
-			wg.Go(func() { p.work(ctx, w) })
+			wg.Go(func() { p.work(ctx, &worker{crew: c, wake: make(chan struct{}, 1)}) })
 		}
 	}
 	wg.Wait()
 }
 
-// Add appends records to their lanes.
+func (p *Pump) hire(w Work) *crew {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := &crew{Work: w, want: func(l Lane) bool { return (w.Want == nil || w.Want(l)) && !slices.Contains(p.leaving, l) }}
+	p.crews = append(p.crews, c)
+	return c
+}
+
+// Add appends records to their lanes. It keeps the slice: nobody may write to it any more.
 func (p *Pump) Add(records []events.Record) {
 	if len(records) == 0 {
 		return
@@ -84,7 +108,7 @@ func (p *Pump) Add(records []events.Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lanes.Add(records)
-	p.signal()
+	p.rouse()
 }
 
 // Drain ends the batches that have records of the given lanes, waits for them until ctx ends, and forgets the lanes. What the
@@ -99,11 +123,12 @@ func (p *Pump) Drain(ctx context.Context, lanes []Lane) {
 		}
 	}
 	for p.busy(lanes) && ctx.Err() == nil {
-		p.await(ctx, nil)
+		p.await(ctx)
 	}
 	p.lanes.Drop(lanes)
 	p.leaving = slices.DeleteFunc(p.leaving, func(l Lane) bool { return slices.Contains(lanes, l) })
-	p.signal()
+	p.free()
+	p.rouse()
 }
 
 func (p *Pump) busy(lanes []Lane) bool {
@@ -120,7 +145,7 @@ func (p *Pump) Room(ctx context.Context, limit int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for p.lanes.Size() >= limit && ctx.Err() == nil {
-		p.await(ctx, nil)
+		p.await(ctx)
 	}
 }
 
@@ -138,28 +163,85 @@ func (p *Pump) Length(l Lane) int {
 	return p.lanes.Length(l)
 }
 
-// signal wakes all who wait; the lock is held.
-func (p *Pump) signal() {
-	close(p.changed)
-	p.changed = make(chan struct{})
+// rouse wakes a worker of each crew, if there is anything to do; the lock is held.
+func (p *Pump) rouse() {
+	for _, c := range p.crews {
+		p.rouseOne(c)
+	}
 }
 
-// await gives the lock up until something changes, a timer fires or ctx ends.
-func (p *Pump) await(ctx context.Context, timer <-chan time.Time) {
-	changed := p.changed
+func (p *Pump) rouseOne(c *crew) {
+	n := len(c.idle)
+	switch {
+	case p.lanes.Waiting() == 0:
+	case c.gatherer != nil:
+		if p.lanes.Waiting() >= p.cfg.GatherTo {
+			c.gatherer.rouse()
+		}
+	case n > 0:
+		w := c.idle[n-1]
+		c.idle = c.idle[:n-1]
+		w.rouse()
+	}
+}
+
+func (w *worker) rouse() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // it is about to look anyway
+	}
+}
+
+// free tells those who wait for it that there is more room; the lock is held.
+func (p *Pump) free() {
+	if p.freed != nil {
+		close(p.freed)
+		p.freed = nil
+	}
+}
+
+// await gives the lock up until a batch has come back or ctx ends.
+func (p *Pump) await(ctx context.Context) {
+	if p.freed == nil {
+		p.freed = make(chan struct{})
+	}
+	freed := p.freed
 	p.mu.Unlock()
 	select {
-	case <-changed:
-	case <-timer:
+	case <-freed:
 	case <-ctx.Done():
 	}
 	p.mu.Lock()
 }
 
-func (p *Pump) work(ctx context.Context, w Work) {
-	want := func(l Lane) bool { return (w.Want == nil || w.Want(l)) && !slices.Contains(p.leaving, l) }
+// rest gives the lock up until the worker is woken, d has passed (if it is not negative) or ctx ends.
+func (p *Pump) rest(ctx context.Context, w *worker, d time.Duration) {
+	p.mu.Unlock()
+	w.sleep(ctx, d)
+	p.mu.Lock()
+}
+
+func (w *worker) sleep(ctx context.Context, d time.Duration) {
+	var after <-chan time.Time
+	if d >= 0 {
+		if w.timer == nil {
+			w.timer = time.NewTimer(d)
+		} else {
+			w.timer.Reset(d)
+		}
+		defer w.timer.Stop()
+		after = w.timer.C
+	}
+	select {
+	case <-w.wake:
+	case <-after:
+	case <-ctx.Done():
+	}
+}
+
+func (p *Pump) work(ctx context.Context, w *worker) {
 	for {
-		b, batchCtx, cancel := p.take(ctx, w, want)
+		b, batchCtx, cancel := p.take(ctx, w)
 		if b == nil {
 			return
 		}
@@ -173,50 +255,58 @@ func (p *Pump) work(ctx context.Context, w Work) {
 }
 
 // take waits for a batch; nil when ctx has ended.
-func (p *Pump) take(ctx context.Context, w Work, want func(Lane) bool) (*Batch, context.Context, context.CancelCauseFunc) {
+func (p *Pump) take(ctx context.Context, w *worker) (*Batch, context.Context, context.CancelCauseFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for ctx.Err() == nil {
-		p.gather(ctx)
+		if w.gatherer != nil { // it takes what there is, and wakes us for what it leaves
+			p.idle(ctx, w, -1)
+			continue
+		}
+		p.gather(ctx, w)
 		now := p.cfg.Clock()
-		if b := p.lanes.Take(now, p.cfg.MaxBatch, want); b != nil {
+		if b := p.lanes.Take(now, p.cfg.MaxBatch, w.want); b != nil {
 			p.lastTake, p.lastSize = time.Now(), len(b.Records)
 			batchCtx, cancel := context.WithCancelCause(ctx)
 			p.running[b] = cancel
 			if w.Taken != nil {
 				w.Taken(b, now)
 			}
+			p.rouseOne(w.crew)
 			return b, batchCtx, cancel
 		}
-		at, ok := p.lanes.Next(want)
-		if !ok {
-			p.await(ctx, nil)
-			continue
+		if at, ok := p.lanes.Next(w.want); ok {
+			p.idle(ctx, w, max(0, at.Sub(now)))
+		} else {
+			p.idle(ctx, w, -1)
 		}
-		timer := time.NewTimer(at.Sub(now))
-		p.await(ctx, timer.C)
-		timer.Stop()
 	}
 	return nil, nil, nil
 }
 
+// idle waits until there may be something to do, at the latest after d, if that is not negative.
+func (p *Pump) idle(ctx context.Context, w *worker, d time.Duration) {
+	w.idle = append(w.idle, w)
+	p.rest(ctx, w, d)
+	w.idle = slices.DeleteFunc(w.idle, func(o *worker) bool { return o == w })
+}
+
 // gather waits for a larger batch where one is to be expected: a transaction costs about the same for ten records as for one. What
 // is to be expected is told from the last batch; with little coming in, a record is taken as soon as it is there.
-func (p *Pump) gather(ctx context.Context) {
-	begun := time.Now()
-	since := begun.Sub(p.lastTake)
-	if p.cfg.Gather <= 0 || p.lanes.Waiting() == 0 || since > 0 && float64(p.lastSize)/float64(since)*float64(p.cfg.Gather) < 2 {
+func (p *Pump) gather(ctx context.Context, w *worker) {
+	if p.cfg.Gather <= 0 || p.lanes.Waiting() == 0 {
 		return
 	}
-	for p.lanes.Waiting() < p.cfg.GatherTo && ctx.Err() == nil {
-		left := p.cfg.Gather - time.Since(begun)
-		if left <= 0 {
-			return
-		}
-		timer := time.NewTimer(left)
-		p.await(ctx, timer.C)
-		timer.Stop()
+	begun := time.Now()
+	since := begun.Sub(p.lastTake)
+	if since > 0 && float64(p.lastSize)/float64(since)*float64(p.cfg.Gather) < 2 {
+		return
 	}
+	w.gatherer = w
+	for left := p.cfg.Gather; left > 0 && p.lanes.Waiting() < p.cfg.GatherTo && ctx.Err() == nil; left = p.cfg.Gather - time.Since(begun) {
+		p.rest(ctx, w, left)
+	}
+	w.gatherer = nil
 }
 
 // settle takes a batch back, marks what may be, and reports whether all of it was settled.
@@ -230,6 +320,7 @@ func (p *Pump) settle(b *Batch, settled []bool) bool {
 	if marks := p.lanes.Settle(b, settled); len(marks) > 0 && p.cfg.Mark != nil {
 		p.cfg.Mark(marks) // under the lock: marks of a lane must not overtake each other, nor come after its Drain
 	}
-	p.signal()
+	p.free()
+	p.rouse()
 	return !slices.Contains(settled, false)
 }
