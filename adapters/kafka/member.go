@@ -39,6 +39,7 @@ type member struct {
 	cl     *kgo.Client
 	pump   *consumers.Pump
 	known  map[string]events.Topic // names in Kafka → ours
+	names  map[events.Topic]string // and back
 	pauses bool                    // partitions that have enough are paused
 	ready  chan struct{}           // closed once cl is set: callbacks wait for it
 
@@ -46,7 +47,8 @@ type member struct {
 	assigned map[consumers.Lane]bool
 	paused   map[consumers.Lane]bool
 	epochs   map[consumers.Lane][]epochFrom
-	settled  chan struct{} // something was marked
+	marks    map[string]map[int32]kgo.EpochOffset // mark's own, used again
+	settled  chan struct{}                        // something was marked
 
 	gone atomic.Bool // the topic was deleted: our marks say nothing about one that has its name now
 }
@@ -86,13 +88,15 @@ func sleep(ctx context.Context, d time.Duration) {
 // join makes a member. It fetches nothing before the first poll.
 func (c *Client) join(group events.Group, topics []events.Topic, pump func(mark func([]consumers.Place)) *consumers.Pump, opts ...kgo.Opt) (*member, error) {
 	m := &member{
-		c: c, name: c.cfg.Names.Group(group), known: map[string]events.Topic{}, ready: make(chan struct{}), assigned: map[consumers.Lane]bool{},
-		paused: map[consumers.Lane]bool{}, epochs: map[consumers.Lane][]epochFrom{}, settled: make(chan struct{}, 1),
+		c: c, name: c.cfg.Names.Group(group), known: map[string]events.Topic{}, names: map[events.Topic]string{}, ready: make(chan struct{}),
+		assigned: map[consumers.Lane]bool{}, paused: map[consumers.Lane]bool{}, epochs: map[consumers.Lane][]epochFrom{},
+		marks: map[string]map[int32]kgo.EpochOffset{}, settled: make(chan struct{}, 1),
 	}
 	names := make([]string, 0, len(topics))
 	for _, t := range topics {
-		names = append(names, c.cfg.Names.Topic(t))
-		m.known[c.cfg.Names.Topic(t)] = t
+		name := c.cfg.Names.Topic(t)
+		names = append(names, name)
+		m.known[name], m.names[t] = t, name
 	}
 	m.pump = pump(m.mark)
 	base := []kgo.Opt{
@@ -221,19 +225,23 @@ func (m *member) onCommit(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg
 	}
 }
 
-// mark is the pump's: lanes may advance behind these places.
+// mark is the pump's: lanes may advance behind these places. The pump calls it for one batch after the other.
 func (m *member) mark(places []consumers.Place) {
-	offsets := map[string]map[int32]kgo.EpochOffset{}
 	m.mu.Lock()
+	for _, offsets := range m.marks {
+		clear(offsets)
+	}
 	for _, p := range places {
-		topic := m.c.cfg.Names.Topic(p.Topic)
-		if offsets[topic] == nil {
-			offsets[topic] = map[int32]kgo.EpochOffset{}
+		topic := m.names[p.Topic]
+		offsets := m.marks[topic]
+		if offsets == nil {
+			offsets = make(map[int32]kgo.EpochOffset, len(places))
+			m.marks[topic] = offsets
 		}
-		offsets[topic][p.Partition] = kgo.EpochOffset{Epoch: m.epoch(consumers.Lane{Topic: p.Topic, Partition: p.Partition}, p.Offset), Offset: p.Offset + 1}
+		offsets[p.Partition] = kgo.EpochOffset{Epoch: m.epoch(consumers.Lane{Topic: p.Topic, Partition: p.Partition}, p.Offset), Offset: p.Offset + 1}
 	}
 	m.mu.Unlock()
-	m.cl.MarkCommitOffsets(offsets)
+	m.cl.MarkCommitOffsets(m.marks)
 	select {
 	case m.settled <- struct{}{}:
 	default:
@@ -244,10 +252,20 @@ func (m *member) mark(places []consumers.Place) {
 func (m *member) note(fetches kgo.Fetches) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	fetches.EachRecord(func(r *kgo.Record) {
-		lane := consumers.Lane{Topic: m.known[r.Topic], Partition: r.Partition}
-		if es := m.epochs[lane]; len(es) == 0 || es[len(es)-1].epoch != r.LeaderEpoch {
-			m.epochs[lane] = append(es, epochFrom{r.Offset, r.LeaderEpoch})
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if len(p.Records) == 0 {
+			return
+		}
+		lane := consumers.Lane{Topic: m.known[p.Topic], Partition: p.Partition}
+		es := m.epochs[lane]
+		before := len(es)
+		for _, r := range p.Records {
+			if len(es) == 0 || es[len(es)-1].epoch != r.LeaderEpoch {
+				es = append(es, epochFrom{r.Offset, r.LeaderEpoch})
+			}
+		}
+		if len(es) > before {
+			m.epochs[lane] = es
 		}
 	})
 }
@@ -255,14 +273,17 @@ func (m *member) note(fetches kgo.Fetches) {
 // epoch is that of the record at an offset; older ones are forgotten. The lock is held.
 func (m *member) epoch(lane consumers.Lane, offset int64) int32 {
 	es := m.epochs[lane]
-	for len(es) > 1 && es[1].offset <= offset {
-		es = es[1:]
-	}
-	m.epochs[lane] = es
 	if len(es) == 0 {
 		return -1
 	}
-	return es[0].epoch
+	old := 0
+	for old+1 < len(es) && es[old+1].offset <= offset {
+		old++
+	}
+	if old > 0 {
+		m.epochs[lane] = es[old:]
+	}
+	return es[old].epoch
 }
 
 func (m *member) lanes(partitions map[string][]int32) []consumers.Lane {
@@ -340,7 +361,7 @@ func (m *member) pause(recs []events.Record) {
 		lane := consumers.Lane{Topic: recs[i].Topic, Partition: recs[i].Partition}
 		if !m.paused[lane] && m.pump.Length(lane) >= laneHigh {
 			m.paused[lane] = true
-			topic := m.c.cfg.Names.Topic(lane.Topic)
+			topic := m.names[lane.Topic]
 			full[topic] = append(full[topic], lane.Partition)
 		}
 	}
@@ -362,7 +383,7 @@ func (m *member) resume(ctx context.Context) {
 		for lane := range m.paused {
 			if m.pump.Length(lane) <= laneLow {
 				delete(m.paused, lane)
-				topic := m.c.cfg.Names.Topic(lane.Topic)
+				topic := m.names[lane.Topic]
 				again[topic] = append(again[topic], lane.Partition)
 			}
 		}
