@@ -8,6 +8,9 @@
 // does so for both. A saga has ended when the commit of its last row says so, read from Postgres afterwards; so nothing of the measuring
 // lies in anybody's way. The CPU of the load generator (this process) and of the stub (a process of its own) is told apart.
 //
+// `yardstick scale EXPERIMENT` runs this system alone, one case beside another (more partitions, an open transaction, twice the load), on the same servers and
+// under the same meters: bench/scale.sh, docs/scaling.md.
+//
 // After every run the books are checked: every order ended as it should, and was charged once. A run whose books are wrong does not count, and the
 // exit status is 1. Everything that was started is stopped, and its data removed, also after an interrupt.
 package main

@@ -139,17 +139,25 @@ func until(ctx context.Context, what string, p *process, try func() error) error
 	}
 }
 
-// database makes a fresh database and answers its URL.
-func (s *servers) database(ctx context.Context, name string) (string, error) {
+// execute runs statements beside all databases of runs.
+func (s *servers) execute(ctx context.Context, statements ...string) error {
 	conn, err := pgx.Connect(ctx, s.pg.URL())
 	if err != nil {
-		return "", fmt.Errorf("postgres: %w", err)
+		return fmt.Errorf("postgres: %w", err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // nothing is lost
-	for _, q := range []string{"DROP DATABASE IF EXISTS " + name + " WITH (FORCE)", "CREATE DATABASE " + name, "CHECKPOINT"} {
+	for _, q := range statements {
 		if _, err := conn.Exec(ctx, q); err != nil {
-			return "", fmt.Errorf("postgres: %w", err)
+			return fmt.Errorf("postgres: %w", err)
 		}
+	}
+	return nil
+}
+
+// database makes a fresh database and answers its URL.
+func (s *servers) database(ctx context.Context, name string) (string, error) {
+	if err := s.execute(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)", "CREATE DATABASE "+name, "CHECKPOINT"); err != nil {
+		return "", err
 	}
 	u, err := url.Parse(s.pg.URL())
 	if err != nil {
@@ -159,15 +167,12 @@ func (s *servers) database(ctx context.Context, name string) (string, error) {
 	return u.String(), nil
 }
 
-// forget drops the database and the topics of a run: left-over topics cost the broker CPU in the runs that follow.
+// forget drops the database (if one is named) and the topics of a run: left-over topics cost the broker CPU in the runs that follow.
 func (s *servers) forget(ctx context.Context, name string) error {
-	conn, err := pgx.Connect(ctx, s.pg.URL())
-	if err != nil {
-		return fmt.Errorf("postgres: %w", err)
-	}
-	defer conn.Close(ctx) //nolint:errcheck // nothing is lost
-	if _, err := conn.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
-		return fmt.Errorf("postgres: %w", err)
+	if name != "" {
+		if err := s.execute(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+			return err
+		}
 	}
 	topics, err := s.admin.ListTopics(ctx)
 	if err != nil {
@@ -272,8 +277,8 @@ func kafkaLibs() (string, error) {
 	return found[len(found)-1], nil
 }
 
-// tail is the end of a log, for an error.
-func tail(path string) string {
+// tailOf is the end of a log, for an error.
+func tailOf(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return ""

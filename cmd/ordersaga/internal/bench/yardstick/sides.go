@@ -6,7 +6,9 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,11 +25,57 @@ type side struct {
 	head func(id string) []byte
 	body func(*order) []byte
 	// start starts it on a fresh database and waits until it takes orders.
-	start func(ctx context.Context, e *environment) (*process, error)
+	start func(ctx context.Context, e *environment) (*system, error)
 	// open counts the sagas of a range of orders that have not ended; orders and sagas tell when each ended.
 	open, orders, sagas string
-	// books counts confirmed and rejected orders.
+	// books counts confirmed and rejected orders among a range.
 	books string
+}
+
+// system is a side that runs, as one process or several.
+type system struct {
+	procs []*process
+	urls  []string // that take orders; the first answers reads and metrics too
+	log   string   // path
+}
+
+// cpu is what all its processes have used, in seconds; false if one has ended.
+func (s *system) cpu() (sum float64, alive bool) {
+	for _, p := range s.procs {
+		v, ok := bench.CPU(p.pid())
+		if !ok {
+			return 0, false
+		}
+		sum += v
+	}
+	return sum, true
+}
+
+// memory is the resident memory of all its processes, in MiB.
+func (s *system) memory() (sum float64) {
+	for _, p := range s.procs {
+		sum += bench.Memory(p.pid())
+	}
+	return sum
+}
+
+// stop stops all its processes at a time: those that carry work on get as long as those that take it in.
+func (s *system) stop() {
+	var wg sync.WaitGroup
+	for _, p := range s.procs {
+		wg.Go(p.stop)
+	}
+	wg.Wait()
+}
+
+// spec is one process of this system.
+type spec struct {
+	roles string   // with commas between them; empty: all
+	env   []string // more settings, for it alone
+}
+
+func (p *spec) http() bool {
+	return p.roles == "" || slices.Contains(strings.Split(p.roles, ","), "http")
 }
 
 // environment is what a system under test is told.
@@ -40,6 +88,7 @@ type environment struct {
 	log                     *os.File
 	pprof                   bool
 	env                     []string // more settings
+	procs                   []spec   // of this system; none: one with all roles, at the address http
 }
 
 func jsonHead(lines ...string) []byte { return bench.Heads("", lines...) }
@@ -63,11 +112,11 @@ func plainSide() *side {
 		start:  startPlain,
 		open:   `SELECT count(*) FROM orders WHERE id >= $1 AND id < $2 AND status = 'PENDING'`,
 		orders: `SELECT id, pg_xact_commit_timestamp(xmin) FROM orders WHERE id >= $1 AND id < $2 AND status IN ('CONFIRMED', 'REJECTED')`,
-		books:  `SELECT count(*) FILTER (WHERE status = 'CONFIRMED'), count(*) FILTER (WHERE status = 'REJECTED') FROM orders`,
+		books:  `SELECT count(*) FILTER (WHERE status = 'CONFIRMED'), count(*) FILTER (WHERE status = 'REJECTED') FROM orders WHERE id >= $1 AND id < $2`,
 	}
 }
 
-func startPlain(ctx context.Context, e *environment) (*process, error) {
+func startPlain(ctx context.Context, e *environment) (*system, error) {
 	conn, err := pgx.Connect(ctx, e.database)
 	if err != nil {
 		return nil, fmt.Errorf("plain: %w", err)
@@ -76,9 +125,13 @@ func startPlain(ctx context.Context, e *environment) (*process, error) {
 	if _, err := conn.Exec(ctx, plainSchema); err != nil {
 		return nil, fmt.Errorf("plain: %w", err)
 	}
-	return start([]string{e.bin, fmt.Sprintf("-partitions=%d", e.partitions)}, append([]string{
+	p, err := start([]string{e.bin, fmt.Sprintf("-partitions=%d", e.partitions)}, append([]string{
 		"PG_DSN=" + e.database, "KAFKA=" + e.s.brokers, "RUN_ID=" + e.run, "PAYMENT_URL=" + e.gateway, "LISTEN=" + e.http, "SAGABENCH_PAY_CALLS=2",
 	}, e.env...), e.log)
+	if err != nil {
+		return nil, err
+	}
+	return &system{procs: []*process{p}, urls: []string{"http://" + e.http}, log: e.log.Name()}, nil
 }
 
 func ourSide() *side {
@@ -90,46 +143,107 @@ func ourSide() *side {
 		open:   `SELECT count(*) FROM sagas WHERE deadline IS NOT NULL AND order_id >= $1 AND order_id < $2`,
 		orders: `SELECT DISTINCT ON (order_id) order_id, pg_xact_commit_timestamp(xmin) FROM saga_history WHERE order_id >= $1 AND order_id < $2 AND status <> 'pending' ORDER BY order_id, version`,
 		sagas:  `SELECT order_id, pg_xact_commit_timestamp(xmin) FROM sagas WHERE order_id >= $1 AND order_id < $2 AND ended_at IS NOT NULL`,
-		books:  `SELECT count(*) FILTER (WHERE status = 'confirmed'), count(*) FILTER (WHERE status = 'rejected') FROM sagas`,
+		books:  `SELECT count(*) FILTER (WHERE status = 'confirmed'), count(*) FILTER (WHERE status = 'rejected') FROM sagas WHERE order_id >= $1 AND order_id < $2`,
 	}
 }
 
-func startOurs(ctx context.Context, e *environment) (*process, error) {
-	env := append([]string{
+func startOurs(ctx context.Context, e *environment) (*system, error) {
+	if err := e.prepare(ctx); err != nil {
+		return nil, err
+	}
+	sys, err := e.launch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m := bench.Mix{Products: skus, MaxLines: 1}
+	if err := bench.Prepare(ctx, sys.urls[0], "", &m, price); err != nil {
+		sys.stop()
+		return nil, err
+	}
+	return sys, nil
+}
+
+// price is that of each product, in minor units.
+const price = 1000
+
+// settings are those of every command and process of this system.
+func (e *environment) settings() []string {
+	return append([]string{
 		"ORDERSAGA_DATABASE_URL=" + e.database, "ORDERSAGA_KAFKA_BROKERS=" + e.s.brokers, "ORDERSAGA_HTTP_ADDR=" + e.http,
 		"ORDERSAGA_PAYMENT_URL=" + e.gateway, "ORDERSAGA_PAYMENT_API_KEY=sk_test_yardstick",
-		"ORDERSAGA_KAFKA__TOPIC_PREFIX=" + e.run + ".", "ORDERSAGA_KAFKA__REPLICATION=1", fmt.Sprintf("ORDERSAGA_KAFKA__PARTITIONS=%d", e.partitions),
+		"ORDERSAGA_KAFKA__TOPIC_PREFIX=" + e.prefix(), "ORDERSAGA_KAFKA__REPLICATION=1", fmt.Sprintf("ORDERSAGA_KAFKA__PARTITIONS=%d", e.partitions),
 		// What protects a gateway and callers from each other would be what is measured otherwise.
 		"ORDERSAGA_HTTP__OPEN=true", "ORDERSAGA_HTTP__RATE_PER_CALLER=1000000", "ORDERSAGA_HTTP__BURST_PER_CALLER=1000000",
 		"ORDERSAGA_PAYMENT__RATE=1000000", "ORDERSAGA_PAYMENT__BURST=1000000", "ORDERSAGA_LOG__LEVEL=warn",
 		fmt.Sprintf("ORDERSAGA_HTTP__PPROF=%t", e.pprof),
 	}, e.env...)
+}
+
+// prefix is what this system's topics begin with.
+func (e *environment) prefix() string { return e.run + "." }
+
+// prepare makes the schema and the topics.
+func (e *environment) prepare(ctx context.Context) error {
 	for _, args := range [][]string{{"migrate", "up"}, {"topics", "apply", "--yes"}} {
 		cmd := exec.CommandContext(ctx, e.bin, args...) //nolint:gosec // built by us
-		cmd.Env = append(os.Environ(), env...)
+		cmd.Env = append(os.Environ(), e.settings()...)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
+			return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	p, err := start([]string{e.bin, "serve"}, env, e.log)
+	return nil
+}
+
+// launch starts the processes and waits until all are ready. The first that takes orders does so at the address http.
+func (e *environment) launch(ctx context.Context) (sys *system, err error) {
+	specs := e.procs
+	if len(specs) == 0 {
+		specs = []spec{{}}
+	}
+	ports, err := freePorts(ctx, len(specs))
 	if err != nil {
 		return nil, err
 	}
-	if err := ready(ctx, p, e, "/readyz"); err != nil {
-		p.stop()
-		return nil, err
+	sys = &system{log: e.log.Name()}
+	defer func() {
+		if err != nil {
+			sys.stop()
+			sys = nil
+		}
+	}()
+	var probed []string
+	for i := range specs {
+		addr := "127.0.0.1:" + ports[i]
+		env := append(e.settings(), specs[i].env...)
+		if specs[i].roles != "" {
+			env = append(env, "ORDERSAGA_ROLES="+specs[i].roles)
+		}
+		if specs[i].http() {
+			if len(sys.urls) == 0 {
+				addr = e.http
+			}
+			env = append(env, "ORDERSAGA_HTTP_ADDR="+addr)
+			sys.urls = append(sys.urls, "http://"+addr)
+		} else {
+			env = append(env, "ORDERSAGA_HTTP__PROBES_ADDR="+addr)
+		}
+		p, err := start([]string{e.bin, "serve"}, env, e.log)
+		if err != nil {
+			return sys, err
+		}
+		sys.procs, probed = append(sys.procs, p), append(probed, addr)
 	}
-	m := bench.Mix{Products: skus, MaxLines: 1}
-	if err := bench.Prepare(ctx, "http://"+e.http, "", &m, 1000); err != nil {
-		p.stop()
-		return nil, err
+	for i, p := range sys.procs {
+		if err := ready(ctx, p, e, probed[i], "/readyz"); err != nil {
+			return sys, err
+		}
 	}
-	return p, nil
+	return sys, nil
 }
 
-// ready waits until the system answers.
-func ready(ctx context.Context, p *process, e *environment, path string) error {
-	to, err := bench.NewEndpoint("http://"+e.http, 5*time.Second)
+// ready waits until a process answers.
+func ready(ctx context.Context, p *process, e *environment, addr, path string) error {
+	to, err := bench.NewEndpoint("http://"+addr, 5*time.Second)
 	if err != nil {
 		return err
 	}
@@ -145,7 +259,7 @@ func ready(ctx context.Context, p *process, e *environment, path string) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("%w\n%s", err, tail(e.log.Name()))
+		return fmt.Errorf("%w\n%s", err, tailOf(e.log.Name()))
 	}
 	return nil
 }
