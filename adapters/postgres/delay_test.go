@@ -31,4 +31,15 @@ func TestFateOfLooksAtOrdersOfAPeriod(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, f.Placed, "those of another time")
 	require.NotContains(t, plan(t, db, fateOf), "Seq Scan on sagas")
+
+	n, err := db.StartedWithin(t.Context(), 15*time.Minute-time.Minute, 100)
+	require.NoError(t, err)
+	require.EqualValues(t, 6, n)
+	rawExec(t, db, `UPDATE sagas SET deadline = deadline - interval '10 minutes' WHERE order_id = $1`, orders[1].ID)
+	n, err = db.StartedWithin(t.Context(), 15*time.Minute-time.Minute, 100)
+	require.NoError(t, err)
+	require.EqualValues(t, 5, n, "it stands still since long")
+	n, err = db.StartedWithin(t.Context(), 15*time.Minute-time.Minute, 3)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, n)
 }

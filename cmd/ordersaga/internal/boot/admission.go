@@ -12,12 +12,15 @@ import (
 )
 
 // admission decides whether the intake may take more in: not while too much is under way already, while orders wait for too long, while the outbox
-// is not carried away, or while the disk is nearly full. It looks once a second, so that asking it costs nothing.
+// is not carried away, or while the disk is nearly full. It looks once a second, and five times where it keeps a limit, so that asking it costs nothing.
 type admission struct {
 	db    *postgres.DB
 	cfg   atomic.Pointer[Intake]
 	dir   string
 	state atomic.Pointer[saga.OverloadedError]
+
+	throttle throttle
+	forward  time.Duration // sagas' deadline, from which their age is told
 
 	counted int64     // sagas under way, when they were last counted
 	recount time.Time // not before
@@ -46,19 +49,28 @@ func (a *admission) check() error {
 	if e := a.state.Load(); e != nil {
 		return e
 	}
+	if !a.throttle.take() {
+		return errLate
+	}
 	return nil
 }
 
+var errLate = &saga.OverloadedError{Why: "more orders come in than are worked off", After: shedFor}
+
 func (a *admission) run(ctx context.Context) error {
-	t := time.NewTicker(admissionEvery)
+	t := time.NewTicker(throttleEvery)
 	defer t.Stop()
-	for {
+	for i := 1; ; i++ {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 		}
-		a.state.Store(a.look(ctx))
+		whole := i%int(admissionEvery/throttleEvery) == 0
+		if whole {
+			a.state.Store(a.look(ctx))
+		}
+		a.regulate(ctx, whole)
 	}
 }
 
@@ -79,35 +91,10 @@ func (a *admission) look(ctx context.Context) *saga.OverloadedError {
 	if b, err := a.db.OutboxBacklog(ctx); err == nil && cfg.MaxLag > 0 && b.OldestSeconds > cfg.MaxLag.Seconds() {
 		return no("the oldest message waits for %.0f s to be published", b.OldestSeconds)
 	}
-	if a.late(ctx, cfg.MaxDelay) {
-		return no("orders wait for more than %s: more come in than are worked off", cfg.MaxDelay)
-	}
 	if a.tooMany(ctx, cfg.MaxRunning, time.Now()) {
 		return no("more than %d orders are under way", cfg.MaxRunning)
 	}
 	return nil
-}
-
-// A sample is the first orders of a period. A few that stand still, for reasons of their own, say nothing.
-const (
-	samplePeriod = 2 * time.Second
-	sampleSize   = 200
-	sampleLeast  = 20
-)
-
-// late reports that most of the orders of so long ago are pending still. While a dependency is away that is no reason: they wait for it, and those
-// that come in may too.
-func (a *admission) late(ctx context.Context, after time.Duration) bool {
-	if after <= 0 {
-		return false
-	}
-	until := a.db.Now().Add(-after)
-	f, err := a.db.FateOf(ctx, until.Add(-samplePeriod), until, sampleSize)
-	return err == nil && tooLate(f)
-}
-
-func tooLate(f postgres.Fate) bool {
-	return !f.Away && f.Placed >= sampleLeast && 2*f.Pending > f.Placed
 }
 
 func (a *admission) tooMany(ctx context.Context, limit int64, now time.Time) bool {

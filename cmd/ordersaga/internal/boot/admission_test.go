@@ -42,5 +42,45 @@ func TestOverloadIsToldFromASlowOrderAndFromAnOutage(t *testing.T) {
 	require.False(t, tooLate(postgres.Fate{Placed: 200, Pending: 200, Away: true}))
 	require.False(t, tooLate(postgres.Fate{Placed: 3, Pending: 3}))
 	require.False(t, tooLate(postgres.Fate{}))
-	require.False(t, newAdmission(nil, Intake{}, "").late(t.Context(), 0), "no bound")
+}
+
+// The throttle closes in on what the rest can do, whatever that is, and is gone when it does not matter any more.
+func TestTheThrottleTakesInWhatIsWorkedOff(t *testing.T) {
+	for _, rate := range []int64{1000, 2000, 8000} { // orders a second that can be worked off; twice as many come
+		var th throttle
+		var running, done int64
+		placed := []int64{} // by second
+		const delay, seconds = 5, 120
+		for s := range int64(seconds) {
+			var in int64
+			for range 5 {
+				th.fill(running)
+				for range 2 * rate / 5 {
+					if th.take() {
+						in++
+						running++
+					}
+				}
+				n := min(running, rate/5)
+				running -= n
+				done += n
+			}
+			placed = append(placed, in)
+			// The front: the orders of delay seconds ago are pending if those placed since are fewer than those under way.
+			var since int64
+			for i := max(0, s-delay+1); i <= s; i++ {
+				since += placed[i]
+			}
+			th.judge(s >= delay && running > since, running)
+		}
+		require.InDelta(t, rate*seconds, done, float64(rate*seconds)/50, "nobody idles")
+		require.Less(t, running, rate*(delay+3))
+		require.Greater(t, running, rate, "a queue, so that nobody idles")
+		for range 60 {
+			th.judge(false, 10)
+			th.fill(10)
+		}
+		require.True(t, th.take())
+		require.False(t, th.bound.Load())
+	}
 }

@@ -132,6 +132,7 @@ func New(ctx context.Context, cfg Config, opts Options) (a *App, err error) {
 	}
 	a.closers = append(a.closers, a.cache.Close)
 	a.admit = newAdmission(a.db, cfg.Intake, opts.DataDir)
+	a.admit.forward = cfg.Saga.Forward
 	if cfg.Has(RoleHTTP) {
 		if err := a.openHTTP(ctx); err != nil {
 			return a, err

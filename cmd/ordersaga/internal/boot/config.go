@@ -135,7 +135,7 @@ type Intake struct {
 	Queue      int           `koanf:"queue" doc:"submissions that may wait; beyond it 429"`
 	MaxRunning int64         `koanf:"max_running" doc:"sagas under way before the intake sheds"`
 	MaxLag     time.Duration `koanf:"max_outbox_age" doc:"age of the oldest unpublished row before the intake sheds"`
-	MaxDelay   time.Duration `koanf:"max_delay" doc:"when most orders of so long ago are pending still, and nothing is away, more come in than are worked off: the intake sheds; 0: never"`
+	MaxDelay   time.Duration `koanf:"max_delay" doc:"when most orders of so long ago are pending still, and nothing is away, only as many are taken in as are worked off; 0: never"`
 	MinDisk    int64         `koanf:"min_free_disk_bytes" doc:"below it the intake sheds (where the data directory is known)"`
 	CacheTTL   time.Duration `koanf:"catalogue_ttl" doc:"how long a price is believed without asking the catalogue"`
 	CacheSize  int           `koanf:"catalogue_size" doc:"products kept"`
@@ -202,7 +202,7 @@ func Defaults() Config {
 		},
 		Retry:     Retry{Delays: []time.Duration{5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute}},
 		Saga:      Saga{Forward: 15 * time.Minute, Retriable: 45 * time.Second, Compensating: 45 * time.Second, Sweep: time.Second},
-		Intake:    Intake{Workers: 2, MaxBatch: 128, Queue: 1024, MaxRunning: 1_000_000, MaxLag: time.Minute, MaxDelay: 10 * time.Second, MinDisk: 512 << 20, CacheTTL: 10 * time.Second, CacheSize: 10_000},
+		Intake:    Intake{Workers: 2, MaxBatch: 128, Queue: 1024, MaxRunning: 1_000_000, MaxLag: time.Minute, MaxDelay: 5 * time.Second, MinDisk: 512 << 20, CacheTTL: 10 * time.Second, CacheSize: 10_000},
 		Consumers: Consumers{MaxBatch: 500, PaymentInflight: 4},
 		Retention: Retention{Inbox: 7 * 24 * time.Hour, Keys: 48 * time.Hour, DeadLetters: 90 * 24 * time.Hour},
 		Log:       Log{Level: "info", Format: "json"},
