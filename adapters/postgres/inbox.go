@@ -51,9 +51,9 @@ func (t *Tx) Inbox(ctx context.Context, group events.Group, ids []uuid.UUID) (ma
 // firstTimed is the least id that carries a time; those below are hashes (events.Identity).
 var firstTimed = uuid.UUID{5: 1}
 
-const insertInbox = `INSERT INTO inbox (message_id, grp, state, ticket, hash) SELECT id, $2, state, ticket, hash FROM unnest($1::uuid[], $3::text[], $4::bigint[], $5::bigint[]) AS u(id, state, ticket, hash)`
+var insertInbox = `INSERT INTO inbox (message_id, grp, state, ticket, hash) SELECT id, $5, state, ticket, hash FROM ` + rows("id uuid, state text, ticket bigint, hash bigint")
 
-const replaceInbox = insertInbox + ` ON CONFLICT (message_id, grp) DO UPDATE SET state = excluded.state, ticket = excluded.ticket, hash = excluded.hash, at = now()`
+var replaceInbox = insertInbox + ` ON CONFLICT (message_id, grp) DO UPDATE SET state = excluded.state, ticket = excluded.ticket, hash = excluded.hash, at = now()`
 
 // SaveInbox inserts rows that are New, in the order of ids: one that is there nevertheless was claimed by somebody else meanwhile (F5),
 // violates the primary key, and InTx starts over. The others replace what Inbox locked.
@@ -82,5 +82,5 @@ func (t *Tx) saveInbox(name, sql string, group events.Group, rows []consumers.In
 	for i, r := range rows {
 		ids[i], states[i], tickets[i], hashes[i] = r.MessageID, string(r.State), r.Ticket, r.Hash
 	}
-	t.queue(name, sql, ids, string(group), states, tickets, hashes)
+	t.queue(name, sql, ids, states, tickets, hashes, string(group))
 }

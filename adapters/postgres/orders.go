@@ -71,19 +71,17 @@ func (t *Tx) queueFindOrders(ids []domain.OrderID, found map[domain.OrderID]int6
 }
 
 // Rows go in sorted by key, as everywhere: two transactions that insert the same keys wait for each other once, not in a circle.
-const insertOrders = `
+var insertOrders = `
 INSERT INTO orders (id, customer_id, payment_method, currency, total_minor, lines, request_hash)
 SELECT id, customer, method, currency, total, lines::jsonb, hash
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::bigint[]) AS u(id, customer, method, currency, total, lines, hash)`
+FROM ` + rows("id uuid, customer text, method text, currency text, total bigint, lines text, hash bigint")
 
 // A deadline is in microseconds from now; 0: none, for the saga has ended.
-const insertSagas = `
+var insertSagas = `
 INSERT INTO sagas (order_id, definition, def_version, total_minor, currency, deadline, version, sequence, phase, status, reason, steps, undos, cancel, ended_at)
 SELECT id, def, defv, total, currency, CASE WHEN after > 0 THEN now() + after * interval '1 microsecond' END, version, seq, phase, status,
        NULLIF(reason, ''), steps, undos, cancel, CASE WHEN ended THEN now() END
-FROM unnest($1::uuid[], $2::text[], $3::smallint[], $4::bigint[], $5::text[], $6::bigint[], $7::int[], $8::int[], $9::text[], $10::text[], $11::text[],
-            $12::text[], $13::text[], $14::bool[], $15::bool[])
-  AS u(id, def, defv, total, currency, after, version, seq, phase, status, reason, steps, undos, cancel, ended)`
+FROM ` + rows("id uuid, def text, defv smallint, total bigint, currency text, after bigint, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool")
 
 // InsertOrders inserts orders and sagas, two statements. A key that is there already violates the primary key: InTx starts over.
 func (t *Tx) InsertOrders(_ context.Context, batch []saga.Placement) error {
@@ -264,10 +262,11 @@ func (t *Tx) InsertKeys(_ context.Context, keys []saga.IdempotencyKey) error {
 	for i, r := range rows {
 		ids[i], orders[i], bodies[i], answers[i] = r.id, r.k.Order, r.k.Body[:], notNil(r.k.Answer)
 	}
-	t.queue("insert idempotency keys", `INSERT INTO idempotency_keys (id, body, order_id, answer) SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::bytea[])`,
-		ids, bodies, orders, answers)
+	t.queue("insert idempotency keys", insertKeys, ids, bodies, orders, answers)
 	return nil
 }
+
+var insertKeys = `INSERT INTO idempotency_keys (id, body, order_id, answer) SELECT id, body, o, answer FROM ` + rows("id uuid, body bytea, o uuid, answer bytea")
 
 // notNil keeps an empty value from becoming NULL.
 func notNil(b []byte) []byte {

@@ -64,18 +64,18 @@ func scanPayment(r pgx.Rows) (s domain.PaymentStep, err error) {
 	return s, err
 }
 
+const paymentRow = "id uuid, op text, state text, attempt int, amount bigint, currency text, method text, ref text, code text, begun timestamptz"
+
 // A step that has no time yet begins now, by the database's clock.
-const insertPayments = `
+var insertPayments = `
 INSERT INTO payments (order_id, op, state, attempt, amount_minor, currency, method, ref, code, begun)
 SELECT id, op, state, attempt, amount, currency, method, ref, code, coalesce(begun, now())
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[])
-  AS u(id, op, state, attempt, amount, currency, method, ref, code, begun)`
+FROM ` + rows(paymentRow)
 
-const updatePayments = `
+var updatePayments = `
 UPDATE payments p SET state = u.state, attempt = u.attempt, amount_minor = u.amount, currency = u.currency, method = u.method, ref = u.ref, code = u.code,
   begun = coalesce(u.begun, now())
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[])
-  AS u(id, op, state, attempt, amount, currency, method, ref, code, begun)
+FROM ` + rows(paymentRow) + `
 WHERE p.order_id = u.id AND p.op = u.op`
 
 // SavePayments updates the changed steps that LockPayments of this transaction found and inserts the others. One that is there

@@ -70,15 +70,13 @@ func progress(s string) []saga.Progress {
 
 // The rows are locked by LockSagas. A deadline is in microseconds from now, 0: none any more, -1: as it is; a deadline that stands
 // still keeps the update HOT, although its column is named. Since when a saga is stuck stays while the flag stands.
-const saveSagas = `
+var saveSagas = `
 UPDATE sagas s SET version = u.version, sequence = u.seq, phase = u.phase, status = u.status, reason = NULLIF(u.reason, ''), steps = u.steps, undos = u.undos,
   cancel = u.cancel, updated_at = now(), ended_at = CASE WHEN u.ended THEN coalesce(s.ended_at, now()) END,
   deadline = CASE WHEN u.after > 0 THEN now() + u.after * interval '1 microsecond' WHEN u.after < 0 THEN s.deadline END,
   stuck_since = CASE WHEN u.stuck THEN coalesce(s.stuck_since, now()) END, stuck_reason = CASE WHEN u.stuck THEN u.why END,
   stuck_owner = CASE WHEN u.stuck THEN NULLIF(u.owner, '') END
-FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bool[], $10::bool[], $11::bigint[], $12::bool[],
-            $13::text[], $14::text[])
-  AS u(id, version, seq, phase, status, reason, steps, undos, cancel, ended, after, stuck, why, owner)
+FROM ` + rows("id uuid, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool, after bigint, stuck bool, why text, owner text") + `
 WHERE s.order_id = u.id`
 
 // SaveSagas stores sagas that LockSagas locked. The order's status and sequence are columns of the same row.
@@ -114,11 +112,10 @@ func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 	return nil
 }
 
-const appendHistory = `
+var appendHistory = `
 INSERT INTO saga_history (order_id, version, cause, input, name, reason, owner, phase, status, actor)
 SELECT id, version, NULLIF(cause, '00000000-0000-0000-0000-000000000000'), input, NULLIF(name, ''), NULLIF(reason, ''), NULLIF(owner, ''), phase, status, NULLIF(actor, '')
-FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[])
-  AS u(id, version, cause, input, name, reason, owner, phase, status, actor)`
+FROM ` + rows("id uuid, version int, cause uuid, input text, name text, reason text, owner text, phase text, status text, actor text")
 
 // AppendHistory inserts in the order given: a saga's lock is held, so nobody else appends to it.
 func (t *Tx) AppendHistory(_ context.Context, entries []saga.HistoryEntry) error {

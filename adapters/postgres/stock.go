@@ -65,10 +65,10 @@ func texts[T ~string](in []T) []string {
 	return out
 }
 
-const insertReservations = `
+var insertReservations = `
 INSERT INTO reservations (order_id, lines, short, have, state)
 SELECT id, lines::jsonb, NULLIF(short, ''), CASE WHEN short <> '' THEN have END, state
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::text[]) AS u(id, lines, short, have, state)`
+FROM ` + rows("id uuid, lines text, short text, have bigint, state text")
 
 // InsertReservations inserts in the order of order ids. One that is there already (a tombstone of an undo that overtook, F10) violates
 // the primary key: InTx starts over and finds it.
@@ -105,9 +105,11 @@ func (t *Tx) UpdateReservations(_ context.Context, rs []domain.Reservation) erro
 	for i := range rs {
 		ids[i], states[i] = rs[i].Order, string(rs[i].State)
 	}
-	t.queue("update reservations", `UPDATE reservations r SET state = u.state FROM unnest($1::uuid[], $2::text[]) AS u(id, state) WHERE r.order_id = u.id`, ids, states)
+	t.queue("update reservations", updateReservations, ids, states)
 	return nil
 }
+
+var updateReservations = `UPDATE reservations r SET state = u.state FROM ` + rows("id uuid, state text") + ` WHERE r.order_id = u.id`
 
 // SaveStock stores the counts of rows that LockStock locked.
 func (t *Tx) SaveStock(_ context.Context, stock []domain.Stock) error {
@@ -121,8 +123,10 @@ func (t *Tx) SaveStock(_ context.Context, stock []domain.Stock) error {
 	for i := range stock {
 		skus[i], available[i], reserved[i], sold[i] = string(stock[i].SKU), stock[i].Available, stock[i].Reserved, stock[i].Sold
 	}
-	t.queue("save stock", `
-UPDATE stock s SET available = u.available, reserved = u.reserved, sold = u.sold
-FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS u(sku, available, reserved, sold) WHERE s.sku = u.sku`, skus, available, reserved, sold)
+	t.queue("save stock", saveStock, skus, available, reserved, sold)
 	return nil
 }
+
+var saveStock = `
+UPDATE stock s SET available = u.available, reserved = u.reserved, sold = u.sold
+FROM ` + rows("sku text, available bigint, reserved bigint, sold bigint") + ` WHERE s.sku = u.sku`
