@@ -117,7 +117,7 @@ func (db *DB) EachStock(ctx context.Context, fn func(StockFact) error) error {
 WITH held AS (
   SELECT l->>0 AS sku, coalesce(sum((l->>1)::bigint) FILTER (WHERE r.state = 'reserved'), 0)::bigint AS reserved,
          coalesce(sum((l->>1)::bigint) FILTER (WHERE r.state = 'committed'), 0)::bigint AS sold
-  FROM reservations r, jsonb_array_elements(r.lines) l WHERE r.state IN ('reserved', 'committed') GROUP BY 1),
+  FROM reservations r, json_array_elements(r.lines) l WHERE r.state IN ('reserved', 'committed') GROUP BY 1),
 adjusted AS (SELECT sku, sum(delta)::bigint AS delta FROM stock_adjustments GROUP BY 1)
 SELECT coalesce(s.sku, h.sku), coalesce(s.available, 0), coalesce(s.reserved, 0), coalesce(s.sold, 0), coalesce(h.reserved, 0), coalesce(h.sold, 0), coalesce(a.delta, 0)
 FROM stock s FULL JOIN held h ON h.sku = s.sku LEFT JOIN adjusted a ON a.sku = coalesce(s.sku, h.sku) ORDER BY 1`

@@ -73,7 +73,7 @@ func (t *Tx) queueFindOrders(ids []domain.OrderID, found map[domain.OrderID]int6
 // Rows go in sorted by key, as everywhere: two transactions that insert the same keys wait for each other once, not in a circle.
 var insertOrders = `
 INSERT INTO orders (id, customer_id, payment_method, currency, total_minor, lines, request_hash)
-SELECT id, customer, method, currency, total, lines::jsonb, hash
+SELECT id, customer, method, currency, total, lines::json, hash
 FROM ` + rows("id uuid, customer text, method text, currency text, total bigint, lines text, hash bigint")
 
 // A deadline is in microseconds from now; 0: none, for the saga has ended.

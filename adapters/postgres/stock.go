@@ -67,7 +67,7 @@ func texts[T ~string](in []T) []string {
 
 var insertReservations = `
 INSERT INTO reservations (order_id, lines, short, have, state)
-SELECT id, lines::jsonb, NULLIF(short, ''), CASE WHEN short <> '' THEN have END, state
+SELECT id, lines::json, NULLIF(short, ''), CASE WHEN short <> '' THEN have END, state
 FROM ` + rows("id uuid, lines text, short text, have bigint, state text")
 
 // InsertReservations inserts in the order of order ids. One that is there already (a tombstone of an undo that overtook, F10) violates
