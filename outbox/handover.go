@@ -213,6 +213,9 @@ func (r *Relay) attach(h *handover, s *shard, entry int) {
 // answered takes the producer's answer for a message that was handed over.
 func (r *Relay) answered(h *handover, err error) {
 	r.mu.Lock()
+	if err == nil {
+		r.direct++
+	}
 	if s := h.shard; s != nil {
 		r.mu.Unlock()
 		r.settle(s, h.entry, h.m, err)

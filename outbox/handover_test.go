@@ -68,6 +68,7 @@ func TestUrgentMessagesGoWithTheCommitAndOthersInCompany(t *testing.T) {
 		now, _ = l.counts()
 		require.Less(t, now-windows, 30, "200 ms of commits in windows 20 ms apart, and polls that find nothing of others")
 		require.Equal(t, 102, h.all().produced)
+		h.with(func() { require.Equal(t, 51, h.direct) })
 		requireNothingWaits(t, l, r)
 	})
 }

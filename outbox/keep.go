@@ -214,8 +214,8 @@ func (r *Relay) attend(ctx context.Context, errands []errand) (ask bool) {
 // report tells the observer what changes with every record.
 func (r *Relay) report() {
 	r.mu.Lock()
-	n := r.acked
-	r.acked = 0
+	n, direct := r.acked, r.direct
+	r.acked, r.direct = 0, 0
 	var lag time.Duration
 	for _, s := range r.shards {
 		if !s.behind.IsZero() {
@@ -225,6 +225,7 @@ func (r *Relay) report() {
 	r.mu.Unlock()
 	if n > 0 {
 		r.obs.Produced(n)
+		r.obs.HandedOver(direct)
 	}
 	r.obs.CursorLag(lag)
 }

@@ -9,6 +9,8 @@ type Observer interface {
 	WindowRead(rows int, took time.Duration)
 	// Produced: the broker acknowledged so many more records.
 	Produced(n int)
+	// HandedOver: so many of them went with the commit of their transaction, without a window.
+	HandedOver(n int)
 	// BacklogSeen: what waits in the outbox, measured every Config.BacklogEvery.
 	BacklogSeen(b Backlog)
 	// CursorLag: how long ago the stored cursors were last level with what was read; 0 if they are.
@@ -32,6 +34,9 @@ func (NoObserver) WindowRead(int, time.Duration) {}
 
 // Produced does nothing.
 func (NoObserver) Produced(int) {}
+
+// HandedOver does nothing.
+func (NoObserver) HandedOver(int) {}
 
 // BacklogSeen does nothing.
 func (NoObserver) BacklogSeen(Backlog) {}

@@ -34,6 +34,7 @@ type Relay struct {
 	inFlight  int
 	bytes     int
 	acked     int // since it was last reported
+	direct    int // of them by handover
 	want      want
 	wantSince time.Time
 	// What writers have announced, by the message's id, until the log meets it.

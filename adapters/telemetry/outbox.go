@@ -17,6 +17,7 @@ type outboxMetrics struct {
 	windowSeconds prometheus.Observer
 	windowRows    prometheus.Observer
 	published     prometheus.Counter
+	handedOver    prometheus.Counter
 	rows          prometheus.Gauge
 	oldest        prometheus.Gauge
 	measured      prometheus.Gauge
@@ -34,6 +35,7 @@ func newOutboxMetrics(f promauto.Factory) outboxMetrics {
 		windowSeconds: histogram(f, s, "window_duration_seconds", "One read of the outbox, waiting for the broker included.", quick).WithLabelValues(),
 		windowRows:    histogram(f, s, "window_rows", "Rows found by one read of the outbox.", sizes).WithLabelValues(),
 		published:     counter(f, s, "published_total", "Records that Kafka acknowledged.").WithLabelValues(),
+		handedOver:    counter(f, s, "handed_over_total", "Of them those that went with the commit of their transaction.").WithLabelValues(),
 		rows:          gauge(f, s, "backlog_rows", "Rows that wait in the outbox.").WithLabelValues(),
 		oldest:        gauge(f, s, "oldest_age_seconds", "Age of the oldest row that is not known to be in Kafka.").WithLabelValues(),
 		measured:      gauge(f, s, "backlog_measured_timestamp_seconds", "When the backlog was last measured; 0 if never.").WithLabelValues(),
@@ -63,6 +65,9 @@ func (m *outboxMetrics) WindowRead(rows int, took time.Duration) {
 
 // Produced is outbox.Observer's.
 func (m *outboxMetrics) Produced(n int) { m.published.Add(float64(n)) }
+
+// HandedOver is outbox.Observer's.
+func (m *outboxMetrics) HandedOver(n int) { m.handedOver.Add(float64(n)) }
 
 // BacklogSeen is outbox.Observer's.
 func (m *outboxMetrics) BacklogSeen(b outbox.Backlog) {
