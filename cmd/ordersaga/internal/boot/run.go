@@ -26,27 +26,31 @@ type groupSpec struct {
 	role     string
 	inbox    consumers.InboxMode
 	inflight int
+	gather   time.Duration // see kafka.SourceConfig; 0: its default
 	handler  func(calls *steps.GatewayCalls[tx]) consumers.Handler[tx]
 }
 
+// undoGather is how long undos wait for company under load. Few come at a time, nobody waits for one, and each batch is a transaction or two.
+const undoGather = 25 * time.Millisecond
+
 func (a *App) groups() []groupSpec {
 	return []groupSpec{
-		{events.GroupOrderCommands, RoleOrderCommands, consumers.InboxAll, 1, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
+		{events.GroupOrderCommands, RoleOrderCommands, consumers.InboxAll, 1, 0, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
 			return steps.NewOrderCommands[tx](a.coord, a.cache)
 		}},
-		{events.GroupStock, RoleStock, consumers.InboxFailures, 1, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
+		{events.GroupStock, RoleStock, consumers.InboxFailures, 1, 0, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
 			return steps.NewStock[tx](a.db.Now)
 		}},
-		{events.GroupPayment, RolePayment, consumers.InboxFailures, a.cfg.Consumers.PaymentInflight, func(c *steps.GatewayCalls[tx]) consumers.Handler[tx] {
+		{events.GroupPayment, RolePayment, consumers.InboxFailures, a.cfg.Consumers.PaymentInflight, 0, func(c *steps.GatewayCalls[tx]) consumers.Handler[tx] {
 			return steps.NewPayment(c)
 		}},
-		{events.GroupCompensationStock, RoleCompensation, consumers.InboxFailures, 1, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
+		{events.GroupCompensationStock, RoleCompensation, consumers.InboxFailures, 1, undoGather, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
 			return steps.NewStockCompensation[tx]()
 		}},
-		{events.GroupCompensationPayment, RoleCompensation, consumers.InboxFailures, a.cfg.Consumers.PaymentInflight, func(c *steps.GatewayCalls[tx]) consumers.Handler[tx] {
+		{events.GroupCompensationPayment, RoleCompensation, consumers.InboxFailures, a.cfg.Consumers.PaymentInflight, undoGather, func(c *steps.GatewayCalls[tx]) consumers.Handler[tx] {
 			return steps.NewPaymentCompensation(c)
 		}},
-		{events.GroupCoordinator, RoleCoordinator, consumers.InboxFailures, 1, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
+		{events.GroupCoordinator, RoleCoordinator, consumers.InboxFailures, 1, 0, func(*steps.GatewayCalls[tx]) consumers.Handler[tx] {
 			return steps.NewReplies[tx](a.coord)
 		}},
 	}
@@ -156,7 +160,7 @@ func (a *App) workStage(ctx context.Context) (stage, error) {
 		if err != nil {
 			return nil, err
 		}
-		src, err := a.kafka.NewSource(kafka.SourceConfig{Group: spec.group, Topic: topic, MaxBatch: a.cfg.Consumers.MaxBatch, Inflight: spec.inflight})
+		src, err := a.kafka.NewSource(kafka.SourceConfig{Group: spec.group, Topic: topic, MaxBatch: a.cfg.Consumers.MaxBatch, Inflight: spec.inflight, Gather: spec.gather})
 		if err != nil {
 			return nil, err
 		}
