@@ -202,7 +202,7 @@ func Defaults() Config {
 		},
 		Retry:     Retry{Delays: []time.Duration{5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute}},
 		Saga:      Saga{Forward: 15 * time.Minute, Retriable: 45 * time.Second, Compensating: 45 * time.Second, Sweep: time.Second},
-		Intake:    Intake{Workers: 2, MaxBatch: 128, Queue: 1024, MaxRunning: 1_000_000, MaxLag: time.Minute, MaxDelay: 5 * time.Second, MinDisk: 512 << 20, CacheTTL: 10 * time.Second, CacheSize: 10_000},
+		Intake:    Intake{Workers: 1, MaxBatch: 128, Queue: 1024, MaxRunning: 1_000_000, MaxLag: time.Minute, MaxDelay: 5 * time.Second, MinDisk: 512 << 20, CacheTTL: 10 * time.Second, CacheSize: 10_000},
 		Consumers: Consumers{MaxBatch: 500, PaymentInflight: 4},
 		Retention: Retention{Inbox: 7 * 24 * time.Hour, Keys: 48 * time.Hour, DeadLetters: 90 * 24 * time.Hour},
 		Log:       Log{Level: "info", Format: "json"},
