@@ -433,3 +433,58 @@ func names(out []events.Envelope) (ns []events.Name) {
 	}
 	return ns
 }
+
+// rerun counts how often transactions run, those that start over included.
+type rerun struct {
+	*sagatest.Store
+	runs int
+}
+
+func (c *rerun) InTx(ctx context.Context, fn func(context.Context, tx) error) error {
+	return c.Store.InTx(ctx, func(ctx context.Context, tx tx) error {
+		c.runs++
+		return fn(ctx, tx)
+	})
+}
+
+// What the intake presumes to be new and is not is found, and for a while nothing is presumed: a batch with a repeated key is one transaction
+// then, not one that is refused and another.
+func TestIntakePresumesUntilSomethingIsThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := &rerun{Store: sagatest.NewStore(still)}
+		in := saga.NewIntake(saga.Store[tx](db), newCoordinator(), &prices{of: map[domain.SKU]int64{"tea": 450}}, saga.IntakeConfig{Workers: 1, MaxBatch: 8, Queue: 8}, nil)
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = in.Run(ctx) })
+		defer wg.Wait()
+		defer stop()
+		runs := func(s *saga.Submission, want error) int {
+			before := db.runs
+			_, err := in.Submit(ctx, s)
+			require.ErrorIs(t, err, want)
+			return db.runs - before
+		}
+		given := func(key string, id domain.OrderID) *saga.Submission {
+			s := submission(key, "a")
+			s.Draft.ID = id
+			return s
+		}
+		id, buried := domain.NewOrderID(), domain.NewOrderID()
+		require.NoError(t, db.Store.InTx(ctx, func(ctx context.Context, tx tx) error { return tx.InsertTombstones(ctx, []domain.OrderID{buried}) }))
+
+		require.Equal(t, 1, runs(submission("k", "a"), nil))
+		require.Equal(t, 1, runs(given("id", id), nil))
+		for i, s := range []struct {
+			*saga.Submission
+			err error
+		}{{submission("k", "a"), nil}, {submission("k", "b"), saga.ErrKeyReused}, {given("x", id), saga.ErrOrderExists}, {given("y", buried), nil}} {
+			require.Equal(t, 2, runs(s.Submission, s.err), i)
+			require.Equal(t, 1, runs(submission("k", "a"), nil), "it is looked up at once")
+			require.Equal(t, 1, runs(submission(fmt.Sprint(i), "a"), nil))
+			<-time.After(6 * time.Second)
+			require.Equal(t, 1, runs(submission(fmt.Sprint(i, "later"), "a"), nil))
+		}
+		require.Equal(t, domain.Cancelled, db.Order(buried).Status)
+		require.Equal(t, 11, db.Orders())
+	})
+}

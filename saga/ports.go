@@ -64,6 +64,10 @@ type Tx interface {
 	AppendHistory(ctx context.Context, entries []HistoryEntry) error
 	// ForeseePlacing says for which ids LockOrderIDs (placing), FindOrders and Tombstones will be asked next, as ForeseeSagas.
 	ForeseePlacing(ids []domain.OrderID)
+	// PresumeNew presumes that none of the ids was placed or cancelled, and none of the keys used: LockOrderIDs (placing), FindOrders, Tombstones
+	// and FindKeys, which will be asked next for just these, answer so without looking. Where that is wrong the transaction does not commit but
+	// starts over.
+	PresumeNew(ids []domain.OrderID)
 	// LockOrderIDs keeps those who place and those who cancel order ids that clients chose apart, whether or not the orders exist. Who
 	// places shares the lock with others who place: that two place one id is found by the order's own row. Who cancels has it alone.
 	LockOrderIDs(ctx context.Context, ids []domain.OrderID, placing bool) error

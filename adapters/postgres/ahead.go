@@ -87,6 +87,22 @@ func (t *Tx) ForeseePayments(ids []domain.OrderID) {
 	t.paymentsAhead = &readAhead[*domain.Payment]{set(ids), rows}
 }
 
+// A tombstone that is there cannot be inserted once more: the primary key refuses it, and InTx starts over.
+const refuseBuried = `INSERT INTO barriers (order_id, step, state) SELECT order_id, step, state FROM barriers WHERE order_id = ANY($1) AND step = $2 AND state = 'tombstone'`
+
+// PresumeNew locks the ids and has the database refuse those that were cancelled before they were placed; those that are taken, and keys that
+// are used, are refused by the primary keys of what is inserted. All of it goes with the writes.
+func (t *Tx) PresumeNew(ids []domain.OrderID) {
+	t.newKeys = true
+	if len(ids) == 0 {
+		return
+	}
+	ids = sorted(ids)
+	t.queueLockOrderIDs(ids, true) // first: what is refused after it stands
+	t.queue("refuse tombstones", refuseBuried, ids, stepPlace)
+	t.placingAhead, t.ordersAhead, t.buriedAhead = &readAhead[bool]{ids: set(ids)}, &readAhead[int64]{ids: set(ids)}, &readAhead[bool]{ids: set(ids)}
+}
+
 // ForeseePlacing locks and reads ahead what LockOrderIDs, FindOrders and Tombstones will be asked for.
 func (t *Tx) ForeseePlacing(ids []domain.OrderID) {
 	ids = sorted(ids)

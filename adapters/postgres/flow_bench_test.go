@@ -127,6 +127,7 @@ func (f *flow) place(orders []*domain.Order) {
 		keys[i] = saga.IdempotencyKey{Caller: "shop", Key: o.ID.String(), Order: o.ID, Answer: fmt.Appendf(nil, `{"order_id":"%s","status":"pending"}`, o.ID)}
 	}
 	f.tx(f.b.Context(), Intake, func(ctx context.Context, tx *Tx) error {
+		tx.PresumeNew(nil)
 		if _, err := tx.FindKeys(ctx, keys); err != nil {
 			return err
 		}

@@ -214,7 +214,8 @@ func keyID(k *saga.IdempotencyKey) uuid.UUID {
 // FindKeys reads along the primary key, without locks: a key that comes meanwhile makes InsertKeys start over.
 func (t *Tx) FindKeys(ctx context.Context, keys []saga.IdempotencyKey) ([]*saga.IdempotencyKey, error) {
 	out := make([]*saga.IdempotencyKey, len(keys))
-	if len(keys) == 0 {
+	if len(keys) == 0 || t.newKeys {
+		t.newKeys = false
 		return out, nil
 	}
 	ids := make([]uuid.UUID, len(keys))

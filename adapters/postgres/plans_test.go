@@ -69,6 +69,10 @@ func everything(t *testing.T, db *DB) {
 		return reserve(ctx, tx, []domain.Line{{SKU: "cup", Quantity: 1}}, o.ID)
 	})
 	inTx(t, db, func(ctx context.Context, tx *Tx) error { return release(ctx, tx, o.ID) })
+	inTx(t, db, func(_ context.Context, tx *Tx) error {
+		tx.PresumeNew(orderIDs(1))
+		return nil
+	})
 	for range 2 {
 		inTx(t, db, func(ctx context.Context, tx *Tx) error {
 			pays, err := tx.LockPayments(ctx, []domain.OrderID{o.ID})

@@ -92,6 +92,7 @@ type Tx struct {
 	placingAhead      *readAhead[bool] // order ids that are locked to be placed, or will be by what is ahead
 	ordersAhead       *readAhead[int64]
 	buriedAhead       *readAhead[bool]
+	newKeys           bool // presumed of those that FindKeys will be asked for next
 }
 
 type statement struct {

@@ -26,6 +26,15 @@ type trips struct {
 	batches [][]string
 }
 
+// take answers the pipelines since it was last asked.
+func (t *trips) take() [][]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := t.batches
+	t.batches = nil
+	return out
+}
+
 func (t *trips) TraceQueryStart(ctx context.Context, _ *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
 	return ctx
 }

@@ -13,3 +13,13 @@ func (tx *Tx) ForeseePayments([]domain.OrderID) {}
 
 // ForeseePlacing implements saga.Tx.
 func (tx *Tx) ForeseePlacing([]domain.OrderID) {}
+
+// PresumeNew implements saga.Tx. What is there nevertheless conflicts.
+func (tx *Tx) PresumeNew(ids []domain.OrderID) {
+	tx.presumed = true
+	for _, id := range ids {
+		if is, _ := read[bool](tx, tableTombstones, id); is {
+			tx.broken = true
+		}
+	}
+}

@@ -72,6 +72,8 @@ type Tx struct {
 	history []saga.HistoryEntry
 	audit   []saga.AuditEntry
 	broken  bool
+
+	presumed bool // that keys and orders are new: what is inserted and there nevertheless is a conflict
 }
 
 // InTx runs fn in a transaction, again while others are first.
@@ -162,7 +164,7 @@ func (tx *Tx) insert(table string, id, v any) error {
 	switch {
 	case r.value == nil:
 		tx.reads[k] = r.version
-	case looked && seen != r.version:
+	case looked && seen != r.version, tx.presumed:
 		return errConflict
 	default:
 		return &DataError{fmt.Sprintf("duplicate key %v in %s", id, table)}
