@@ -8,7 +8,7 @@
 #   bench/scale.sh rows --small               shows in a minute or two that it works
 #   bench/scale.sh rows -h                    its flags
 #
-# It needs Go, a JDK of version 17 or newer with Kafka's jars (the tests fetch them once), PostgreSQL's programs and, for `rows`, 60 GB of disk. Leave the
+# It needs Go, a JDK of version 17 or newer with Kafka's jars (the tests fetch them once), PostgreSQL's programs and, for `rows`, 45 GB of disk. Leave the
 # machine alone meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -14,7 +14,7 @@ func backlogExperiment() *experiment {
 	// because they wait.
 	wide := []string{"ORDERSAGA_INTAKE__MAX_OUTBOX_AGE=24h", "ORDERSAGA_INTAKE__MAX_RUNNING=100000000", "ORDERSAGA_SAGA__FORWARD_DEADLINE=6h"}
 	return &experiment{
-		name: "backlog", asks: "how are orders drained that were accepted while no consumer ran, and in what memory?", takes: "about 40 min",
+		name: "backlog", asks: "how are orders drained that were accepted while no consumer ran, and in what memory?", takes: "about 30 min",
 		defaults: func(o *scaleOptions) { o.backlog, o.rounds, o.orders = 500_000, 2, 60_000 },
 		small:    func(o *scaleOptions) { o.backlog, o.orders = 5_000, 3_000 },
 		cases: func(o *scaleOptions) []*scaleCase {

@@ -12,7 +12,7 @@ import (
 
 func dropsExperiment() *experiment {
 	return &experiment{
-		name: "drops", asks: "does dropping partitions of the outbox stall anybody?", takes: "about 12 min",
+		name: "drops", asks: "does dropping partitions of the outbox stall anybody?", takes: "about 10 min",
 		defaults: func(o *scaleOptions) { o.span, o.orders, o.length = 2_000, 60_000, 30*time.Second },
 		small:    func(o *scaleOptions) { o.span, o.orders = 100, 4_000 },
 		cases: func(o *scaleOptions) []*scaleCase {

@@ -28,6 +28,9 @@ const templates = 1000
 // chunk is how many orders are made in one transaction.
 const chunk = 100_000
 
+// ordersOfCustomer is how many orders a customer has.
+const ordersOfCustomer = 10
+
 // keysKept is how long idempotency keys are kept.
 const keysKept = 48 * time.Hour
 
@@ -44,7 +47,9 @@ type filler struct {
 	until  time.Time // when the last of them did
 	limit  int64     // bytes that all may take
 	tables map[string][]kindOf
-	say    func(format string, args ...any)
+	// customers is how many there are: each has as many orders in a large database as in a small one, or lists would grow for that reason.
+	customers int
+	say       func(format string, args ...any)
 }
 
 // fill makes n orders, or as many as fit, and answers how many there are and what they take in bytes.
@@ -52,6 +57,7 @@ func (f *filler) fill(ctx context.Context, n int) (orders int, size int64, err e
 	if err := f.learn(ctx); err != nil {
 		return 0, 0, err
 	}
+	f.customers = max(n/ordersOfCustomer, 1)
 	began := f.until.Add(-time.Duration(float64(n) / f.rate * float64(time.Second)))
 	before, err := f.size(ctx)
 	if err != nil {
@@ -169,13 +175,13 @@ WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped ORDER BY
 }
 
 // copies is the SQL that makes rows of the orders $1 to $2 - 1; $3 is when the first of all came in, $4 the seconds between two.
-func copies(table string, cols []kindOf) string {
+func copies(table string, cols []kindOf, customers int) string {
 	var names, values []string
 	for _, c := range cols {
 		if c.generated {
 			continue
 		}
-		names, values = append(names, pgx.Identifier{c.name}.Sanitize()), append(values, copied(table, c))
+		names, values = append(names, pgx.Identifier{c.name}.Sanitize()), append(values, copied(table, c, customers))
 	}
 	return fmt.Sprintf(`
 INSERT INTO %s (%s) SELECT %s FROM (SELECT n, at, (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || lpad(to_hex(n & 4095), 3, '0') || '8' || lpad(to_hex(n), 15, '0'))::uuid AS id
@@ -184,7 +190,7 @@ JOIN fill_%s AS t ON t.fill_number = o.n %% (SELECT count(*) FROM fill_order)`, 
 }
 
 // copied is what a column of a copy holds.
-func copied(table string, c kindOf) string {
+func copied(table string, c kindOf, customers int) string {
 	name := "t." + pgx.Identifier{c.name}.Sanitize()
 	switch {
 	case c.name == "order_id" || table == "orders" && c.name == "id":
@@ -192,7 +198,7 @@ func copied(table string, c kindOf) string {
 	case table == "idempotency_keys" && c.name == "id":
 		return "md5('fill' || o.n)::uuid" // as random as the hash that it is
 	case table == "orders" && c.name == "customer_id":
-		return "'customer-' || (o.n * 7919 % 100000)"
+		return fmt.Sprintf("'customer-' || (o.n * 7919 %% %d)", customers)
 	case c.kind == "timestamp with time zone":
 		return name + " + (o.at - t.fill_created)"
 	}
@@ -211,7 +217,7 @@ func (f *filler) chunk(ctx context.Context, began time.Time, from, to int) error
 			if first >= to {
 				continue
 			}
-			if _, err := tx.Exec(ctx, copies(table, f.tables[table]), first, to, began, step); err != nil {
+			if _, err := tx.Exec(ctx, copies(table, f.tables[table], f.customers), first, to, began, step); err != nil {
 				return fmt.Errorf("%s: %w", table, err)
 			}
 		}

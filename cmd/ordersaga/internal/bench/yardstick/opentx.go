@@ -13,7 +13,7 @@ import (
 
 func openTxExperiment() *experiment {
 	return &experiment{
-		name: "opentx", asks: "what does a transaction cost that is open elsewhere for as long as an hour's orders take?", takes: "about 75 min",
+		name: "opentx", asks: "what does a transaction cost that is open elsewhere for as long as an hour's orders take?", takes: "about 55 min",
 		defaults: func(o *scaleOptions) {
 			// 720,000 sagas are an hour at 200/s. An hour's clock is scaled too: three quarters of them pass their forward deadline meanwhile.
 			o.statements, o.orders, o.rounds, o.rate, o.products, o.forward = true, 720_000, 2, 0, 100_000, 75*time.Second

@@ -10,7 +10,7 @@ import (
 
 func overloadExperiment() *experiment {
 	return &experiment{
-		name: "overload", asks: "what becomes of twice the saturation rate, with the intake's own limits?", takes: "about 12 min",
+		name: "overload", asks: "what becomes of twice the saturation rate, with the intake's own limits?", takes: "about 10 min",
 		defaults: func(o *scaleOptions) {
 			o.times, o.orders, o.connections, o.length, o.rate = 2, 60_000, 2000, time.Minute, 0
 		},

@@ -135,7 +135,7 @@ func (k *kept) template(ctx context.Context, x *scaling, name, url string) (err 
 
 func rowsExperiment() *experiment {
 	return &experiment{
-		name: "rows", asks: "does any step grow with the orders in the database?", takes: "about 100 min, of which 60 fill 10 M",
+		name: "rows", asks: "does any step grow with the orders in the database?", takes: "about 35 min, of which 20 fill the databases",
 		defaults: func(o *scaleOptions) {
 			o.sizes, o.diskGB, o.pastRate = sizes{10_000, 1_000_000, 10_000_000}, 30, 200
 		},

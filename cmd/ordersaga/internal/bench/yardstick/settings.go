@@ -40,7 +40,7 @@ func hotExperiment() *experiment {
 
 func batchExperiment() *experiment {
 	return &experiment{
-		name: "batch", asks: "what do the largest batches of consumers and of the intake give?", takes: "about 35 min",
+		name: "batch", asks: "what do the largest batches of consumers and of the intake give?", takes: "about 25 min",
 		defaults: func(o *scaleOptions) { o.rate = 0 },
 		cases: func(*scaleOptions) []*scaleCase {
 			const base = "default"
@@ -71,7 +71,7 @@ func fewer(n int) int {
 func processesExperiment() *experiment {
 	const base = "one"
 	return &experiment{
-		name: "processes", asks: "what do two processes cost, and roles that are apart?", takes: "about 12 min",
+		name: "processes", asks: "what do two processes cost, and roles that are apart?", takes: "about 11 min",
 		defaults: func(o *scaleOptions) { o.rate = 100 },
 		cases: func(*scaleOptions) []*scaleCase {
 			return []*scaleCase{
