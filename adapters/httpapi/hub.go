@@ -21,13 +21,24 @@ const updateBuffer = 16
 // Hub passes public events on to the requests that wait for them. It holds nothing for orders that nobody waits for, and never
 // waits for a subscriber: one that does not read misses updates, and looks at the order itself when its time is up.
 type Hub struct {
-	mu     sync.Mutex
-	subs   map[domain.OrderID]map[chan Update]struct{}
-	closed bool
+	mu      sync.Mutex
+	subs    map[domain.OrderID]map[chan Update]struct{}
+	awaited chan struct{} // closed while there are subscribers
+	closed  bool
 }
 
 // NewHub makes an empty Hub.
-func NewHub() *Hub { return &Hub{subs: map[domain.OrderID]map[chan Update]struct{}{}} }
+func NewHub() *Hub {
+	return &Hub{subs: map[domain.OrderID]map[chan Update]struct{}{}, awaited: make(chan struct{})}
+}
+
+// Awaited answers a channel that is closed while anybody waits for updates, or will be when somebody does: a reader of the topic may rest
+// until then. Whoever has subscribed has closed it, so what is published of an order later than that is looked for in time.
+func (h *Hub) Awaited() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.awaited
+}
 
 // Publish hands an update to the subscribers of its order.
 func (h *Hub) Publish(u Update) {
@@ -50,17 +61,28 @@ func (h *Hub) Subscribe(id domain.OrderID) (<-chan Update, func()) {
 		close(c)
 		return c, func() {}
 	}
+	if len(h.subs) == 0 {
+		close(h.awaited)
+	}
 	if h.subs[id] == nil {
 		h.subs[id] = map[chan Update]struct{}{}
 	}
 	h.subs[id][c] = struct{}{}
-	return c, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		delete(h.subs[id], c)
-		if len(h.subs[id]) == 0 {
-			delete(h.subs, id)
-		}
+	return c, func() { h.unsubscribe(id, c) }
+}
+
+func (h *Hub) unsubscribe(id domain.OrderID, c chan Update) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed || h.subs[id] == nil {
+		return
+	}
+	delete(h.subs[id], c)
+	if len(h.subs[id]) == 0 {
+		delete(h.subs, id)
+	}
+	if len(h.subs) == 0 {
+		h.awaited = make(chan struct{})
 	}
 }
 

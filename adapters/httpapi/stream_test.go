@@ -472,6 +472,33 @@ func TestHub(t *testing.T) {
 	require.Empty(t, h.subs, "nothing is kept of orders that nobody waits for")
 }
 
+func TestHubSaysWhetherAnybodyWaits(t *testing.T) {
+	h, id := NewHub(), domain.NewOrderID()
+	waits := func() bool {
+		select {
+		case <-h.Awaited():
+			return true
+		default:
+			return false
+		}
+	}
+	require.False(t, waits())
+	before := h.Awaited()
+	_, endA := h.Subscribe(id)
+	<-before // whoever rests until then is woken
+	_, endB := h.Subscribe(domain.NewOrderID())
+	endA()
+	endA()
+	require.True(t, waits(), "the other one still does")
+	endB()
+	require.False(t, waits())
+	_, end := h.Subscribe(id)
+	require.True(t, waits())
+	end()
+	end()
+	require.False(t, waits())
+}
+
 func TestHubInTheCrowd(t *testing.T) {
 	h := NewHub()
 	ids := []domain.OrderID{domain.NewOrderID(), domain.NewOrderID()}

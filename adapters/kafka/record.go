@@ -19,12 +19,16 @@ func records(fetches kgo.Fetches, known map[string]events.Topic) []events.Record
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
 		topic := known[p.Topic]
 		for _, r := range p.Records {
-			out = append(out, events.Record{
-				Topic: topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value, Headers: headersOf(r.Headers),
-			})
+			out = append(out, received(r, topic))
 		}
 	})
 	return out
+}
+
+func received(r *kgo.Record, topic events.Topic) events.Record {
+	return events.Record{
+		Topic: topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp, Key: r.Key, Value: r.Value, Headers: headersOf(r.Headers),
+	}
 }
 
 // headersOf shows the client's headers as ours, without a copy.

@@ -13,14 +13,28 @@ import (
 
 // Tail reads a topic from now on, without a group: every process sees every record, and nothing is committed.
 type Tail struct {
-	c     *Client
-	topic events.Topic
-	want  func(key []byte) bool
+	c       *Client
+	topic   events.Topic
+	want    func(key []byte) bool
+	awaited func() <-chan struct{}
+	rest    time.Duration
 }
 
 // Where leaves out, undecoded, the records whose key nobody wants. want is called for every record and must be quick.
 func (t *Tail) Where(want func(key []byte) bool) *Tail {
 	t.want = want
+	return t
+}
+
+// tailRest is between two looks at a topic that nobody waits for. The client fetches ahead once between them, so that is how often brokers and
+// we have work with it, instead of with every record that is produced.
+const tailRest = 100 * time.Millisecond
+
+// While makes the tail rest between its fetches as long as nobody waits for what it reads. awaited answers a channel that is closed, or will
+// be, when somebody does. Then it goes on at once, from where it was: who waits first and then looks at the state that the records tell of
+// misses none.
+func (t *Tail) While(awaited func() <-chan struct{}) *Tail {
+	t.awaited = awaited
 	return t
 }
 
@@ -32,7 +46,7 @@ func (c *Client) NewTail(topic events.Topic) (*Tail, error) {
 	if err := checkName("topic", c.cfg.Names.Topic(topic), false); err != nil {
 		return nil, err
 	}
-	return &Tail{c: c, topic: topic}, nil
+	return &Tail{c: c, topic: topic, rest: tailRest}, nil
 }
 
 // Run calls each for the messages of every fetch, in order a partition, until ctx ends; then it returns nil. ready, if not nil, is
@@ -69,23 +83,10 @@ func (t *Tail) session(ctx context.Context, from time.Time, ready func(), each f
 		return wrong("connect", err)
 	}
 	ready()
-	known := map[string]events.Topic{name: t.topic}
 	for ctx.Err() == nil {
+		t.pause(ctx)
 		fetches := cl.PollFetches(ctx)
-		recs := records(fetches, known)
-		batch := make([]events.Envelope, 0, len(recs))
-		for i := range recs {
-			if t.want != nil && !t.want(recs[i].Key) {
-				continue
-			}
-			env, err := events.Decode(&recs[i])
-			if err != nil {
-				t.c.cfg.Observer.KafkaProblem("tail of "+name, fmt.Errorf("%d/%d left out: %w", recs[i].Partition, recs[i].Offset, err))
-				continue
-			}
-			batch = append(batch, env)
-		}
-		if len(batch) > 0 {
+		if batch := t.read(fetches); len(batch) > 0 {
 			each(ctx, batch)
 		}
 		var fatal error
@@ -94,7 +95,7 @@ func (t *Tail) session(ctx context.Context, from time.Time, ready func(), each f
 			switch {
 			case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 			case errors.As(err, &lost):
-				t.c.cfg.Observer.KafkaProblem("tail of "+name, err)
+				t.problem(err)
 			default:
 				fatal = fmt.Errorf("fetch %s/%d: %w", topic, partition, err)
 			}
@@ -104,4 +105,45 @@ func (t *Tail) session(ctx context.Context, from time.Time, ready func(), each f
 		}
 	}
 	return ctx.Err()
+}
+
+// pause waits for tailRest, until somebody waits for the records or ctx ends.
+func (t *Tail) pause(ctx context.Context) {
+	if t.awaited == nil {
+		return
+	}
+	awaited := t.awaited()
+	select {
+	case <-awaited:
+		return
+	default:
+	}
+	timer := time.NewTimer(t.rest)
+	defer timer.Stop()
+	select {
+	case <-awaited:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// read decodes the records that somebody wants.
+func (t *Tail) read(fetches kgo.Fetches) (batch []events.Envelope) {
+	fetches.EachRecord(func(r *kgo.Record) {
+		if t.want != nil && !t.want(r.Key) {
+			return
+		}
+		rec := received(r, t.topic)
+		env, err := events.Decode(&rec)
+		if err != nil {
+			t.problem(fmt.Errorf("%d/%d left out: %w", r.Partition, r.Offset, err))
+			return
+		}
+		batch = append(batch, env)
+	})
+	return batch
+}
+
+func (t *Tail) problem(err error) {
+	t.c.cfg.Observer.KafkaProblem("tail of "+t.c.cfg.Names.Topic(t.topic), err)
 }

@@ -227,6 +227,102 @@ func TestTailBeginsAtTheEndAndSeesNewPartitions(t *testing.T) {
 	})
 }
 
+// gate is what a tail asks whether anybody waits.
+type gate struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+func newGate() *gate { return &gate{ch: make(chan struct{})} }
+
+func (g *gate) awaited() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.ch
+}
+
+// open says that somebody waits; shut, that nobody does any more.
+func (g *gate) open() { close(g.ch) }
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ch = make(chan struct{})
+}
+
+// sight is what a tail has shown.
+type sight struct {
+	mu   sync.Mutex
+	seen map[uuid.UUID]int
+}
+
+func (s *sight) each(_ context.Context, batch []events.Envelope) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range batch {
+		s.seen[e.ID]++
+	}
+}
+
+func (s *sight) has(recs []events.Record) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range recs {
+		if s.seen[events.Identity(&recs[i])] == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func TestTailRestsUntilSomebodyWaits(t *testing.T) {
+	onBoth(t, func(k *env) {
+		t := k.T
+		k.topics(3, events.TopicEvents)
+		p := k.producer()
+		tail, err := k.c.NewTail(events.TopicEvents)
+		require.NoError(t, err)
+		g, s := newGate(), &sight{seen: map[uuid.UUID]int{}}
+		tail.While(g.awaited).rest = time.Hour
+		g.open()
+		runs(k, func(ctx context.Context) error { return tail.Run(ctx, nil, s.each) })
+		eventually(t, 30*time.Second, "it reads at once while somebody waits", func() bool {
+			probe := messages(events.TOrderPlaced, 1) // again and again: what came before it knew where to begin is not seen
+			k.produce(p, probe...)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return len(s.seen) > 0
+		})
+		for range 3 {
+			g.shut()
+			k.produce(p, messages(events.TOrderPlaced, 1)...) // ends the fetch that is under way; then it rests
+			recs := messages(events.TOrderPlaced, 20)
+			k.produce(p, recs...)
+			g.open()
+			more := messages(events.TOrderPlaced, 20)
+			k.produce(p, more...)
+			eventually(t, 30*time.Second, "nothing of before or after is missed", func() bool { return s.has(recs) && s.has(more) })
+		}
+	})
+}
+
+func TestTailLooksRarelyWhileNobodyWaits(t *testing.T) {
+	onBoth(t, func(k *env) {
+		t := k.T
+		k.topics(3, events.TopicEvents)
+		p := k.producer()
+		tail, err := k.c.NewTail(events.TopicEvents)
+		require.NoError(t, err)
+		s := &sight{seen: map[uuid.UUID]int{}}
+		runs(k, func(ctx context.Context) error { return tail.While(newGate().awaited).Run(ctx, nil, s.each) })
+		eventually(t, 30*time.Second, "it still reads", func() bool {
+			k.produce(p, messages(events.TOrderPlaced, 1)...)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return len(s.seen) > 2
+		})
+	})
+}
+
 func TestLagIsExported(t *testing.T) {
 	onBoth(t, func(k *env) {
 		t := k.T
