@@ -84,8 +84,8 @@ type Tx interface {
 	FindKeys(ctx context.Context, keys []IdempotencyKey) ([]*IdempotencyKey, error)
 	// InsertKeys stores keys. One that was stored meanwhile makes the transaction start over.
 	InsertKeys(ctx context.Context, keys []IdempotencyKey) error
-	// DueSagas locks up to limit sagas whose deadline has passed, skipping those locked by others.
-	DueSagas(ctx context.Context, limit int) ([]domain.OrderID, error)
+	// DueSagas locks up to limit sagas whose deadline has passed, no longer ago than within (0: whenever), skipping those locked by others.
+	DueSagas(ctx context.Context, within time.Duration, limit int) ([]domain.OrderID, error)
 	// Away lists the dependencies that some process reported as away in the last minute.
 	Away(ctx context.Context) (map[string]bool, error)
 	// Audit appends to the operators' log.

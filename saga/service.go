@@ -47,9 +47,14 @@ const PaymentGateway = "payment gateway"
 //
 // A saga that can't be advanced by this build does not keep the others waiting: it is left as it was and the error tells of it.
 func (s *Service[T]) ExpireDue(ctx context.Context, limit int) (n int, err error) {
+	return s.expire(ctx, 0, limit)
+}
+
+// expire is ExpireDue for deadlines that have passed no longer ago than within; 0: whenever.
+func (s *Service[T]) expire(ctx context.Context, within time.Duration, limit int) (n int, err error) {
 	var failed error
 	err = s.DB.InTx(ctx, func(ctx context.Context, tx T) error {
-		ids, err := tx.DueSagas(ctx, limit)
+		ids, err := tx.DueSagas(ctx, within, limit)
 		if n = len(ids); err != nil || n == 0 {
 			return err
 		}
@@ -182,21 +187,41 @@ func (s *Service[T]) decision(in *Instance, d Decision) (Input, error) {
 	return Input{}, &domain.Refusal{Reason: domain.Invalid, Field: "/decision", Detail: fmt.Sprintf("unknown decision %q: retry, mark_done or take", d.Kind)}
 }
 
+// What a sweep looks at. While somebody's transaction stays open, the database can forget none of the deadlines that were: an hour's worth of
+// them cost half a core when each sweep went over all. A deadline is in the future when it is set, so what was swept once has nothing new but from
+// transactions that took long to commit; what even they could not explain is found once a minute.
+const (
+	sweepOverlap = 15 * time.Second
+	sweepWhole   = time.Minute
+)
+
 // Sweep runs ExpireDue every interval until ctx ends; a full batch is followed by the next at once. report hears of errors.
 func (s *Service[T]) Sweep(ctx context.Context, every time.Duration, report func(error)) error {
 	const batch = 500
 	t := time.NewTicker(every)
 	defer t.Stop()
+	var swept, whole time.Time // when the last sweep that came to its end began, and the last of them over all deadlines
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 		}
+		began := time.Now()
+		var within time.Duration
+		if !swept.IsZero() && began.Sub(whole) < sweepWhole {
+			within = began.Sub(swept) + sweepOverlap
+		}
 		for ctx.Err() == nil {
-			n, err := s.ExpireDue(ctx, batch)
+			n, err := s.expire(ctx, within, batch)
 			if err != nil && ctx.Err() == nil {
 				report(fmt.Errorf("sweep of deadlines: %w", err))
+			}
+			if err == nil && n < batch {
+				swept = began
+				if within == 0 {
+					whole = began
+				}
 			}
 			if err != nil || n < batch {
 				break

@@ -98,7 +98,7 @@ func everything(t *testing.T, db *DB) {
 		_, err2 := tx.LoadOrders(ctx, ids)
 		_, err3 := tx.Tombstones(ctx, ids)
 		_, err4 := tx.FindKeys(ctx, []saga.IdempotencyKey{{Caller: "c", Key: "k"}})
-		_, err5 := tx.DueSagas(ctx, 10)
+		_, err5 := tx.DueSagas(ctx, time.Minute, 10)
 		_, err6 := tx.Away(ctx)
 		return errors.Join(err1, err2, err3, err4, err5, err6,
 			tx.LockOrderIDs(ctx, ids, true), tx.LockOrderIDs(ctx, ids, false),

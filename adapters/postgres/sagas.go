@@ -139,11 +139,16 @@ func (t *Tx) AppendHistory(_ context.Context, entries []saga.HistoryEntry) error
 	return nil
 }
 
+const ever = 100 * 365 * 24 * time.Hour
+
 // DueSagas locks in the order of deadlines and skips what others hold: it never waits, so it closes no circle of waits.
-func (t *Tx) DueSagas(ctx context.Context, limit int) ([]domain.OrderID, error) {
+func (t *Tx) DueSagas(ctx context.Context, within time.Duration, limit int) ([]domain.OrderID, error) {
 	var out []domain.OrderID
-	const q = `SELECT order_id FROM sagas WHERE deadline <= now() ORDER BY deadline LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED`
-	err := t.query(ctx, "due sagas", q, []any{limit}, func(r pgx.Rows) error {
+	if within <= 0 {
+		within = ever
+	}
+	const q = `SELECT order_id FROM sagas WHERE deadline <= now() AND deadline >= now() - $2::interval ORDER BY deadline LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED`
+	err := t.query(ctx, "due sagas", q, []any{limit, within}, func(r pgx.Rows) error {
 		var id domain.OrderID
 		err := r.Scan((*[16]byte)(&id))
 		out = append(out, id)

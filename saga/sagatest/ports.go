@@ -234,11 +234,15 @@ func (tx *Tx) InsertKeys(_ context.Context, keys []saga.IdempotencyKey) error {
 }
 
 // DueSagas implements saga.Tx.
-func (tx *Tx) DueSagas(_ context.Context, limit int) ([]domain.OrderID, error) {
+func (tx *Tx) DueSagas(_ context.Context, within time.Duration, limit int) ([]domain.OrderID, error) {
 	now := tx.s.Now()
+	from := time.Time{}
+	if within > 0 {
+		from = now.Add(-within)
+	}
 	var ids []domain.OrderID
 	for id, r := range each[sagaRow](tx.s, tableSagas) {
-		if order, ok := id.(domain.OrderID); ok && !r.deadline.IsZero() && r.deadline.Before(now) {
+		if order, ok := id.(domain.OrderID); ok && !r.deadline.IsZero() && r.deadline.Before(now) && !r.deadline.Before(from) {
 			ids = append(ids, order)
 		}
 	}
