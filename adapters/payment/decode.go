@@ -1,11 +1,28 @@
 package payment
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	jsonv1 "github.com/go-json-experiment/json/v1"
 )
+
+// reading is how answers are decoded: by encoding/json/v2 (this module is it, until Go 1.27 has it), in half of encoding/json's time and a
+// third of its memory. It reads what encoding/json, and so the SDK, would: names in any case, of a field that is named twice the last, invalid
+// UTF-8 replaced.
+var reading = json.JoinOptions(
+	json.MatchCaseInsensitiveNames(true), jsonv1.MatchCaseSensitiveDelimiter(true),
+	jsontext.AllowDuplicateNames(true), jsonv1.MergeWithLegacySemantics(true), jsontext.AllowInvalidUTF8(true),
+)
+
+func decode(b []byte, v any) error {
+	if err := json.Unmarshal(b, v, reading); err != nil {
+		return decodeError(err)
+	}
+	return nil
+}
 
 // intent is as much of a PaymentIntent as decides anything. The SDK's own type takes 70 to 95 µs to decode, a third of a saga's
 // budget with two calls a saga, and nearly all of it is never looked at.
@@ -18,7 +35,7 @@ type intent struct {
 	Currency       string `json:"currency"`
 	Created        int64  `json:"created"` // seconds since 1970
 	Metadata       struct {
-		OrderID string `json:"order_id"`
+		OrderID string `json:"order_id,case:strict"` //nolint:revive // an option of v2: the name is ours, and in the SDK a key of a map
 	} `json:"metadata"`
 	LatestCharge charge        `json:"latest_charge"`
 	LastError    *paymentError `json:"last_payment_error"`
@@ -48,17 +65,18 @@ type charge struct {
 	Refunded       bool // in full
 }
 
-func (c *charge) UnmarshalJSON(b []byte) error {
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (c *charge) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 	*c = charge{}
-	if len(b) > 0 && b[0] == '"' {
-		return json.Unmarshal(b, &c.ID)
+	if d.PeekKind() == jsontext.KindString {
+		return json.UnmarshalDecode(d, &c.ID)
 	}
 	var o *struct {
 		ID             string `json:"id"`
 		AmountRefunded int64  `json:"amount_refunded"`
 		Refunded       bool   `json:"refunded"`
 	}
-	if err := json.Unmarshal(b, &o); err != nil || o == nil {
+	if err := json.UnmarshalDecode(d, &o); err != nil || o == nil {
 		return err
 	}
 	*c = charge{ID: o.ID, Expanded: true, AmountRefunded: o.AmountRefunded, Refunded: o.Refunded}
@@ -93,8 +111,8 @@ func (in *intent) check() error {
 
 func decodeIntent(b []byte) (intent, error) {
 	var in intent
-	if err := json.Unmarshal(b, &in); err != nil {
-		return intent{}, decodeError(err)
+	if err := decode(b, &in); err != nil {
+		return intent{}, err
 	}
 	return in, in.check()
 }
@@ -107,8 +125,8 @@ type page struct {
 
 func decodePage(b []byte) (page, error) {
 	var p page
-	if err := json.Unmarshal(b, &p); err != nil {
-		return page{}, decodeError(err)
+	if err := decode(b, &p); err != nil {
+		return page{}, err
 	}
 	if p.Object != "list" {
 		return page{}, fmt.Errorf("the answer is not a list but %q", token(p.Object))
@@ -133,8 +151,8 @@ type refund struct {
 
 func decodeRefund(b []byte) (refund, error) {
 	var r refund
-	if err := json.Unmarshal(b, &r); err != nil {
-		return refund{}, decodeError(err)
+	if err := decode(b, &r); err != nil {
+		return refund{}, err
 	}
 	if r.Object != "refund" || r.ID == "" {
 		return refund{}, fmt.Errorf("the answer is not a refund but %q", token(r.Object))
@@ -144,13 +162,13 @@ func decodeRefund(b []byte) (refund, error) {
 
 // decodeError keeps bytes of the answer out of the message.
 func decodeError(err error) error {
-	var syntax *json.SyntaxError
+	var syntax *jsontext.SyntacticError
 	if errors.As(err, &syntax) {
-		return fmt.Errorf("the answer is not JSON (at byte %d)", syntax.Offset)
+		return fmt.Errorf("the answer is not JSON (at byte %d)", syntax.ByteOffset)
 	}
-	var kind *json.UnmarshalTypeError
+	var kind *json.SemanticError
 	if errors.As(err, &kind) {
-		return fmt.Errorf("the answer has a %s where %s was expected (at byte %d)", strings.SplitN(kind.Value, " ", 2)[0], kind.Type, kind.Offset)
+		return fmt.Errorf("the answer has a %s where %v was expected (at byte %d)", kind.JSONKind, kind.GoType, kind.ByteOffset)
 	}
 	return errors.New("the answer cannot be decoded")
 }
