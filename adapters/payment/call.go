@@ -250,16 +250,16 @@ func (g *Gateway) enter(ctx context.Context, c call, limits *gate) *Failure {
 
 // send makes the one HTTP call and reads what came of it.
 func (g *Gateway) send(ctx context.Context, c call) (answer, *Failure) {
-	t := &trip{body: len(c.body)}
+	t := &trip{body: c.body}
 	limited, cancel := context.WithTimeout(ctx, g.cfg.Timeout)
 	defer cancel()
-	params := &stripe.RawParams{Params: stripe.Params{Context: t.context(limited)}}
+	params := &stripe.RawParams{Params: stripe.Params{Context: context.WithValue(limited, tripKey{}, t)}}
 	if c.key != "" {
 		params.IdempotencyKey = &c.key
 	}
 	res, err := g.backend.RawRequest(c.method, c.path, g.cfg.APIKey, c.body, params)
 	if err == nil && res.StatusCode < 300 {
-		return answer{status: res.StatusCode, body: res.RawJSON, replayed: t.replayed, requestID: t.requestID}, nil
+		return answer{status: res.StatusCode, body: t.answer, replayed: t.replayed, requestID: t.requestID}, nil
 	}
 	if err == nil {
 		return answer{}, &Failure{

@@ -191,23 +191,39 @@ func (c Config) GoString() string { return c.String() }
 // Format masks the API key under the verbs that String and GoString do not cover.
 func (c Config) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(c.String())) }
 
-func newTransport(c Config) *http.Transport {
-	dialer := &net.Dialer{Timeout: c.Timeout, KeepAlive: 30 * time.Second}
-	t := &http.Transport{
+// transport makes HTTP calls over connections that it keeps.
+type transport interface {
+	http.RoundTripper
+	CloseIdleConnections()
+}
+
+// keepIdle is how long a connection that nobody uses stays open.
+const keepIdle = 90 * time.Second
+
+func newTransport(c Config) transport {
+	d := &net.Dialer{Timeout: c.Timeout, KeepAlive: 30 * time.Second}
+	base, err := url.Parse(c.BaseURL)
+	if err == nil {
+		var proxy *url.URL
+		if proxy, err = http.ProxyFromEnvironment(&http.Request{URL: base}); proxy == nil && err == nil {
+			return newWire(base, d, c.TLS, c.MaxConnections, keepIdle)
+		}
+	}
+	t := &http.Transport{ // where the environment names a proxy that cannot be, every call says so
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            dialer.DialContext,
+		DialContext:            d.DialContext,
 		ForceAttemptHTTP2:      true,
 		MaxIdleConns:           c.MaxConnections,
 		MaxIdleConnsPerHost:    c.MaxConnections,
 		MaxConnsPerHost:        c.MaxConnections,
-		IdleConnTimeout:        90 * time.Second,
+		IdleConnTimeout:        keepIdle,
 		TLSHandshakeTimeout:    c.Timeout,
-		MaxResponseHeaderBytes: 64 << 10,
+		MaxResponseHeaderBytes: maxHead,
 		WriteBufferSize:        4 << 10,
 		ReadBufferSize:         16 << 10, // an intent fits in one read
 	}
 	if c.TLS != nil {
 		t.TLSClientConfig = c.TLS.Clone()
 	}
-	return t
+	return proxied{t}
 }

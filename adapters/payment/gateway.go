@@ -51,7 +51,7 @@ func WithClock(now func() time.Time) Option { return func(g *Gateway) { g.now = 
 type Gateway struct {
 	cfg       Config
 	backend   stripe.RawRequestBackend
-	transport *http.Transport
+	transport transport
 	wrap      func(http.RoundTripper) http.RoundTripper
 	breaker   *gobreaker.CircuitBreaker[answer]
 	openUntil atomic.Int64 // ns since 1970: when the open breaker lets a probe through

@@ -17,80 +17,114 @@ const maxAnswer = 8 << 20
 
 var errAnswerTooLarge = errors.New("the answer is larger than 8 MiB")
 
-// trip is what one HTTP call tells beside its body. The SDK drops status and headers when the body is not the API's JSON, as a
+// trip is what one HTTP call tells beside what the SDK says of it. The SDK drops status and headers when the body is not the API's JSON, as a
 // proxy's page is not, so they are noted below it.
 type trip struct {
-	body       int         // length of the request's, in bytes
-	sent       atomic.Bool // a connection was had: the gateway may have the request
+	body       string      // the request's
+	sent       atomic.Bool // the gateway may have the request
 	status     int
 	replayed   bool
 	retryAfter time.Duration
 	requestID  string
+	answer     []byte // the body of a 2xx
 }
 
 type tripKey struct{}
 
-func (t *trip) context(ctx context.Context) context.Context {
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { t.sent.Store(true) }})
-	return context.WithValue(ctx, tripKey{}, t)
+// tripOf is nil where somebody on the way lost the context.
+func tripOf(ctx context.Context) *trip {
+	t, _ := ctx.Value(tripKey{}).(*trip)
+	return t
 }
 
-// recorder notes status and headers of every call into its trip and bounds the body.
+// recorder stands below the SDK: it notes status and headers of every call into its trip, and reads and bounds the answer. A 2xx's it
+// keeps, as the SDK would only copy it.
 //
 // It also takes GetBody away from writes: net/http would silently send a request with an Idempotency-Key again when a pooled
 // connection breaks. The same key makes that harmless, but tries are counted, limited and spaced by us, all of them.
 //
-// And it states the body's length, which the SDK leaves out: net/http would send it in chunks, after a goroutine of its own has looked
-// whether there is one.
+// And it gives the body anew, with its length, which the SDK leaves out: net/http would send it in chunks and apart from the header, after a
+// goroutine of its own has looked whether there is one.
 type recorder struct{ next http.RoundTripper }
 
 func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
-	t, ours := req.Context().Value(tripKey{}).(*trip)
-	if req.Method == http.MethodPost {
-		once := *req
-		once.GetBody = nil
-		if ours && t.body > 0 { // a write without a body would be sent again, GetBody or not: every one of ours has parameters
-			once.ContentLength = int64(t.body)
-		}
-		req = &once
+	t := tripOf(req.Context())
+	if t == nil {
+		return nil, errNoTrip
 	}
-	res, err := r.next.RoundTrip(req)
+	once := *req
+	once.GetBody, once.Body, once.ContentLength = nil, http.NoBody, int64(len(t.body))
+	if t.body != "" { // a write without a body would be sent again, GetBody or not: every one of ours has parameters
+		once.Body = io.NopCloser(strings.NewReader(t.body))
+	}
+	res, err := r.next.RoundTrip(&once)
 	if err != nil {
 		return nil, err
 	}
-	if ours {
-		t.status = res.StatusCode
-		t.replayed = res.Header.Get("Idempotent-Replayed") == "true"
-		t.retryAfter = parseRetryAfter(res.Header.Get("Retry-After"), time.Now())
-		t.requestID = token(res.Header.Get("Request-Id"))
+	t.status = res.StatusCode
+	t.replayed = res.Header.Get("Idempotent-Replayed") == "true"
+	t.retryAfter = parseRetryAfter(res.Header.Get("Retry-After"), time.Now())
+	t.requestID = token(res.Header.Get("Request-Id"))
+	body, err := readAnswer(res)
+	_ = res.Body.Close() // it was read, or is given up
+	if err == nil && res.StatusCode < http.StatusMultipleChoices {
+		t.answer, body = body, nil
 	}
-	res.Body = &boundedBody{body: res.Body, left: maxAnswer}
+	res.Body = &readBody{rest: body, err: err}
 	return res, nil
 }
 
-type boundedBody struct {
-	body io.ReadCloser
-	left int64
+// knownLength is up to which Content-Length, in bytes, memory is made ready before anything has come.
+const knownLength = 64 << 10
+
+// readAnswer reads an answer's body. What came before an error is answered with it.
+func readAnswer(res *http.Response) ([]byte, error) {
+	switch length := res.ContentLength; {
+	case length > maxAnswer:
+		return nil, errAnswerTooLarge
+	case length > 0 && length <= knownLength: // 0 may be that nobody said
+		b := make([]byte, length)
+		n, err := io.ReadFull(res.Body, b)
+		return b[:n], err
+	}
+	b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	if len(b) > maxAnswer {
+		return nil, errAnswerTooLarge
+	}
+	return b, err
 }
 
-func (b *boundedBody) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		// One byte more tells the end from too much.
-		var one [1]byte
-		if n, err := b.body.Read(one[:]); n == 0 {
-			return 0, err
+// readBody is a body that was read, and the error that ended it.
+type readBody struct {
+	rest []byte
+	err  error // nil: io.EOF
+}
+
+func (b *readBody) Read(p []byte) (int, error) {
+	if len(b.rest) == 0 {
+		if b.err != nil {
+			return 0, b.err
 		}
-		return 0, errAnswerTooLarge
+		return 0, io.EOF
 	}
-	if int64(len(p)) > b.left {
-		p = p[:b.left]
-	}
-	n, err := b.body.Read(p)
-	b.left -= int64(n)
-	return n, err
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
 }
 
-func (b *boundedBody) Close() error { return b.body.Close() }
+func (b *readBody) Close() error { return nil }
+
+// proxied is net/http's transport, for gateways behind a proxy.
+type proxied struct{ *http.Transport }
+
+func (p proxied) RoundTrip(req *http.Request) (*http.Response, error) {
+	t := tripOf(req.Context())
+	if t == nil {
+		return nil, errNoTrip // nobody would learn whether it was sent
+	}
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { t.sent.Store(true) }}
+	return p.Transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+}
 
 const maxRetryAfter = time.Hour // a longer wish is a mistake
 
