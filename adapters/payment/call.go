@@ -10,7 +10,6 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"github.com/sony/gobreaker/v2"
 	"github.com/stripe/stripe-go/v85"
-	"github.com/stripe/stripe-go/v85/form"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 )
@@ -35,8 +34,10 @@ type call struct {
 	key    string
 }
 
-func post(name, path, key string, params any) call {
-	return call{name: name, method: http.MethodPost, path: path, key: key, body: encode(params)}
+func post(name, path, key string, params any) call { return write(name, path, key, encode(params)) }
+
+func write(name, path, key, body string) call {
+	return call{name: name, method: http.MethodPost, path: path, key: key, body: body}
 }
 
 func get(name, path string, params any) call {
@@ -44,16 +45,6 @@ func get(name, path string, params any) call {
 		path += "?" + q
 	}
 	return call{name: name, method: http.MethodGet, path: path}
-}
-
-// encode writes parameters in the SDK's own form encoding, from the SDK's own types.
-func encode(params any) string {
-	if params == nil {
-		return ""
-	}
-	v := &form.Values{}
-	form.AppendTo(v, params)
-	return v.Encode()
 }
 
 // writes says whether the call can take effect.
@@ -117,8 +108,8 @@ type gate struct {
 	tokens *rate.Limiter
 }
 
-// retrying waits between tries: full jitter from backoff/v4, or longer where the gateway says so. The gateway's wish ends the
-// tries when it does not fit into what is left of the time: then the retry topics wait instead of us.
+// retrying waits between tries: full jitter from backoff/v4, or longer where the gateway says so. A wait that does not fit into what is
+// left of the time ends the tries: then the retry topics wait instead of us.
 type retrying struct {
 	backoff.BackOff
 	floor time.Duration
@@ -127,13 +118,14 @@ type retrying struct {
 
 func (r *retrying) NextBackOff() time.Duration {
 	d := r.BackOff.NextBackOff()
-	if d == backoff.Stop || r.floor <= d {
+	if d == backoff.Stop {
 		return d
 	}
-	if time.Now().Add(r.floor).After(r.until) {
+	d = max(d, r.floor)
+	if time.Now().Add(d).After(r.until) {
 		return backoff.Stop
 	}
-	return r.floor
+	return d
 }
 
 func (g *Gateway) newRetrying() *retrying {
@@ -149,33 +141,46 @@ func (g *Gateway) newRetrying() *retrying {
 // do makes a call until it has a definite answer, the tries are used up or the caller gives up. The failure it answers says
 // "unknown" if any try may have taken effect: a later try that was not even sent does not undo an earlier one.
 func (g *Gateway) do(ctx context.Context, c call) (answer, error) {
-	var (
-		got     answer
-		last    *Failure // nil: got is the answer
-		unknown bool
-	)
-	wait := g.newRetrying()
-	_ = backoff.Retry(func() error { // it answers what last says, or that the context ended between two tries
-		a, f := g.try(ctx, c)
-		got, last = a, f
-		if f == nil {
-			return nil
-		}
-		unknown = unknown || f.unknown
-		wait.floor = f.retryAfter
-		if !f.retryable() {
-			return backoff.Permanent(f)
-		}
-		return f
-	}, backoff.WithContext(wait, ctx))
+	until := time.Now().Add(g.cfg.Retry.Elapsed)
+	got, last := g.try(ctx, c)
 	if last == nil {
-		return got, nil
+		return got, nil // most calls: nothing is made ready for a retry
 	}
-	last.unknown = unknown
+	if last.retryable() {
+		if got, last = g.again(ctx, c, last, until); last == nil {
+			return got, nil
+		}
+	}
 	if err := ctx.Err(); err != nil {
 		last.cause = err
 	}
 	return answer{}, last.asError()
+}
+
+// again makes the tries after the first one, which failed with last. None starts after until.
+func (g *Gateway) again(ctx context.Context, c call, last *Failure, until time.Time) (got answer, _ *Failure) {
+	wait := g.newRetrying()
+	wait.until = until
+	first, unknown := true, false
+	_ = backoff.Retry(func() error { // it answers what last says, or that the context ended between two tries
+		if !first {
+			got, last = g.try(ctx, c)
+		}
+		first = false
+		if last == nil {
+			return nil
+		}
+		unknown = unknown || last.unknown
+		wait.floor = last.retryAfter
+		if !last.retryable() {
+			return backoff.Permanent(last)
+		}
+		return last
+	}, backoff.WithContext(wait, ctx))
+	if last != nil {
+		last.unknown = unknown
+	}
+	return got, last
 }
 
 // try passes one call through bulkhead, rate limit and breaker.
@@ -229,6 +234,12 @@ const minProbeWait = 100 * time.Millisecond
 
 // enter waits for a slot and a token. The wait is bounded; what waited in vain was not sent and spent nothing at the gateway.
 func (g *Gateway) enter(ctx context.Context, c call, limits *gate) *Failure {
+	if ctx.Err() == nil && limits.slots.TryAcquire(1) {
+		if limits.tokens.Allow() {
+			return nil // most calls: no wait, and no timer for it
+		}
+		limits.slots.Release(1)
+	}
 	wait, cancel := context.WithTimeout(ctx, g.cfg.QueueTimeout)
 	defer cancel()
 	err := limits.slots.Acquire(wait, 1)

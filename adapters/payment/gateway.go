@@ -205,17 +205,7 @@ const intentsPath = "/v1/payment_intents"
 const orderID = "order_id"
 
 func (g *Gateway) authorize(ctx context.Context, r domain.PaymentRequest) (domain.PaymentOutcome, error) {
-	c := post(callAuthorize, intentsPath, r.Key(), &stripe.PaymentIntentParams{
-		Amount:        stripe.Int64(r.Amount.Minor),
-		Currency:      stripe.String(strings.ToLower(r.Amount.Currency)),
-		CaptureMethod: stripe.String(string(stripe.PaymentIntentCaptureMethodManual)),
-		Confirm:       stripe.Bool(true),
-		// Nobody is there to be asked: a bank that wants to is a refusal.
-		ErrorOnRequiresAction: stripe.Bool(true),
-		PaymentMethod:         stripe.String(r.Method),
-		PaymentMethodTypes:    []*string{stripe.String("card")},
-		Metadata:              map[string]string{orderID: r.Order.String()},
-	})
+	c := write(callAuthorize, intentsPath, r.Key(), authorizeForm(r))
 	a, in, err := g.intent(ctx, c)
 	if err != nil {
 		return domain.PaymentOutcome{}, err
@@ -255,9 +245,7 @@ var expiredHold = map[string]bool{
 const unexpectedState = string(stripe.ErrorCodePaymentIntentUnexpectedState)
 
 func (g *Gateway) capture(ctx context.Context, r domain.PaymentRequest) (domain.PaymentOutcome, error) {
-	c := post(callCapture, intentsPath+"/"+r.Ref+"/capture", r.Key(), &stripe.PaymentIntentCaptureParams{
-		AmountToCapture: stripe.Int64(r.Amount.Minor),
-	})
+	c := write(callCapture, intentsPath+"/"+r.Ref+"/capture", r.Key(), captureForm(r))
 	a, in, err := g.intent(ctx, c)
 	switch {
 	case err != nil:
