@@ -84,7 +84,7 @@ const betweenStatements = 8 * time.Second
 // pinned keeps the plans of hot statements where they are right at any size (F32): tables are near-empty when a connection first
 // plans, and a sequential scan or a hash join that was cheap then would be repeated over millions of rows.
 var pinned = map[string]string{
-	"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off", "plan_cache_mode": "force_generic_plan",
+	"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off", "plan_cache_mode": "force_generic_plan",
 }
 
 // DB is the database: a pool for each purpose and the database's clock. Close it when all that uses it has stopped.
