@@ -38,9 +38,9 @@ func (t *Tx) queueLockOrderIDs(ids []domain.OrderID, placing bool) {
 	}
 	slices.Sort(buckets)
 	buckets = slices.Compact(buckets)
-	sql := `SELECT pg_advisory_xact_lock($1, b) FROM unnest($2::int[]) b`
+	sql := `SELECT pg_advisory_xact_lock($1, unnest($2::int[]))`
 	if placing { // batches of orders share buckets all the time, and need not wait for each other
-		sql = `SELECT pg_advisory_xact_lock_shared($1, b) FROM unnest($2::int[]) b`
+		sql = `SELECT pg_advisory_xact_lock_shared($1, unnest($2::int[]))`
 	}
 	t.queue("lock order ids", sql, int32(lockOrderIDs), buckets)
 }
