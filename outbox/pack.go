@@ -107,7 +107,8 @@ func Unpack(rowID int64, shard int16, data []byte) ([]Message, error) {
 	if len(data) < 2 || data[0] != packV1 {
 		return nil, fmt.Errorf("%w: its format is not %d, the only one that this build reads", errPack, packV1)
 	}
-	var out []Message
+	const usual = 80 // bytes a message; where they are smaller the list grows
+	out := make([]Message, 0, 1+len(data)/usual)
 	r := unpacker{rest: data[1:]}
 	for len(r.rest) > 0 {
 		m := Message{RowID: rowID, Shard: shard, More: true}

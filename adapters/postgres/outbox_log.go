@@ -379,7 +379,7 @@ func (l *OutboxLog) single(m *outbox.Message, v [][]byte) error {
 
 // backlogBound is how many rows Backlog counts one by one. It is asked for every second or two, for each place of a cursor, most often when a machine
 // is busy: counting 10,000 rows took 8 % of its CPU.
-const backlogBound = 100
+const backlogBound = 20
 
 // The rows of one place, oldest transactions first, up to a bound: how many, and the first of them.
 const countBacklog = `
