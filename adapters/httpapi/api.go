@@ -175,7 +175,7 @@ func (a *API) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			a.panicked(w, r, v)
 		}
 	}()
-	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header()["X-Content-Type-Options"] = nosniff
 	h, pattern := a.mux.Handler(r)
 	if pattern == "" {
 		a.noRoute(w, r, h)
@@ -194,8 +194,20 @@ func (a *API) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if prefer := r.Header["Prefer"]; len(prefer) > 1 {
 		r.Header.Set("Prefer", strings.Join(prefer, ", "))
 	}
-	a.mux.ServeHTTP(w, r)
+	if strings.Contains(pattern, "{") {
+		a.mux.ServeHTTP(w, r) // it fills in what the path names
+		return
+	}
+	r.Pattern = pattern
+	h.ServeHTTP(w, r)
 }
+
+// Values of headers that most answers have. They are shared: a header is replaced or added to, never written into.
+var (
+	nosniff  = []string{"nosniff"}
+	noStore  = []string{"no-store"}
+	jsonType = []string{"application/json"}
+)
 
 // panicked ends a request whose handler panicked. An answer that has begun cannot be taken back: its connection is cut, so that the
 // client does not take it for whole.
@@ -263,7 +275,7 @@ func answer(w http.ResponseWriter, status int, v any) {
 }
 
 func answerBytes(w http.ResponseWriter, status int, b []byte) {
-	w.Header().Set("Content-Type", "application/json")
+	w.Header()["Content-Type"] = jsonType
 	w.WriteHeader(status)
 	_, _ = w.Write(b) //nolint:gosec // JSON with its own Content-Type and nosniff; the client is gone if it fails
 }

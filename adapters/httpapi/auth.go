@@ -174,7 +174,7 @@ func (a *API) authorize(w http.ResponseWriter, r *http.Request, pattern string) 
 		writeProblem(w, p)
 		return nil, false
 	}
-	w.Header().Set("Cache-Control", "no-store")
+	w.Header()["Cache-Control"] = noStore
 	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c)), true
 }
 

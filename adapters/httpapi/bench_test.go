@@ -32,7 +32,7 @@ func (s *sink) WriteHeader(status int)      { s.status = status }
 func (s *sink) Write(b []byte) (int, error) { return len(b), nil }
 
 // maxPlaceAllocs bounds what the interface itself allocates for one order: a change that makes a request dearer shows.
-const maxPlaceAllocs = 75
+const maxPlaceAllocs = 35
 
 func placeHandler(tb testing.TB) (a *API, token string) {
 	tb.Helper()

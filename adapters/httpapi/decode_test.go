@@ -239,6 +239,33 @@ func orderOf(d *domain.Draft) orderBody {
 }
 
 // FuzzCheckShape: the walk over the bytes and encoding/json agree about what there is.
+// The quick way is only that: what it takes, the strict one takes for the same.
+func FuzzQuickOrder(f *testing.F) {
+	for _, s := range []string{
+		tea, "{}", " {\n} ", "{} x", `{"items":[]}`, `{"items":[{"sku":"a","quantity":01}]}`, `{"items":[{"sku":"a","quantity":1.0}]}`, `{"items":[{"quantity":-1}]}`,
+		`{"items":[{"quantity":9223372036854775808}]}`, `{"items":[{"quantity":999999999999999999},{"unit_price_minor":0}]}`, `{"order_id":"x","order_id":"y"}`, `{"currency":"E\u0055R"}`,
+		`{"customer_id":"a` + "\x01" + `"}`, `{"customer_id":"ä"}`, `{"customer_id":null}`, `{"items":[{},]}`, `{"a":1}`, "{}\x00", `{"items":[{"sku":"a"}`, `{"items":[{"quantity":1 2}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		quick, ok := quickOrder(b)
+		if !ok {
+			return
+		}
+		var strict orderBody
+		require.NoError(t, decodeStrict(b, &strict))
+		require.Equal(t, strict, quick)
+	})
+}
+
+func TestQuickOrderTakesWhatIsUsual(t *testing.T) {
+	for _, s := range []string{tea, `{"order_id":"6e1f","items":[ {"sku":"a" , "quantity":10,"unit_price_minor":0} ] }`, "\t{\r\n\"currency\":\"EUR\"}\n"} {
+		_, ok := quickOrder([]byte(s))
+		require.True(t, ok, s)
+	}
+}
+
 func FuzzCheckShape(f *testing.F) {
 	for _, s := range []string{tea, `[1,{"a":[{}]},"x\\"]`, `{"a":1,"a":2}`, `{"a":{"b":[1,[2]]}}`, `"\""`, " [ ] ", `{"a":nul}`} {
 		f.Add([]byte(s))

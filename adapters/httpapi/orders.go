@@ -89,9 +89,12 @@ type itemBody struct {
 }
 
 func decodeDraft(raw []byte) (domain.Draft, error) {
-	var b orderBody
-	if err := decodeStrict(raw, &b); err != nil {
-		return domain.Draft{}, err
+	b, ok := quickOrder(raw)
+	if !ok {
+		b = orderBody{}
+		if err := decodeStrict(raw, &b); err != nil {
+			return domain.Draft{}, err
+		}
 	}
 	d := domain.Draft{CustomerID: b.CustomerID, Currency: b.Currency, PaymentMethod: b.PaymentMethod, Items: make([]domain.DraftItem, len(b.Items))}
 	if b.OrderID != nil {

@@ -39,6 +39,9 @@ type silent struct {
 }
 
 func (s *silent) see(c net.Conn, st http.ConnState) {
+	if st == http.StateIdle {
+		return // after a request, and that was seen
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st == http.StateNew {
