@@ -38,6 +38,24 @@ type consumerMetrics struct {
 	otherTypes    *labels
 	dependencies  *labels
 	verdictLabels []string
+	byGroup       *memo[events.Group, groupMetrics]
+}
+
+// groupMetrics are those of one group that every batch counts in, found once: looking them up by their labels costs more than counting.
+type groupMetrics struct {
+	seconds, records prometheus.Observer
+	transactions     prometheus.Counter
+	held             prometheus.Gauge
+}
+
+func (m *consumerMetrics) ofGroup(g events.Group) *groupMetrics {
+	return m.byGroup.of(g, func() *groupMetrics {
+		l := string(g)
+		return &groupMetrics{
+			seconds: m.batchSeconds.WithLabelValues(l), records: m.batchRecords.WithLabelValues(l),
+			transactions: m.transactions.WithLabelValues(l), held: m.held.WithLabelValues(l),
+		}
+	})
 }
 
 func newConsumerMetrics(f promauto.Factory) consumerMetrics {
@@ -58,7 +76,7 @@ func newConsumerMetrics(f promauto.Factory) consumerMetrics {
 		assigned:     gauge(f, s, "partitions_assigned", "Partitions that this process holds of a group.", "group"),
 		buffered:     gauge(f, s, "buffered_records", "Records fetched and not settled.", "group"),
 		paused:       gauge(f, s, "partitions_paused", "Partitions whose fetching is paused because enough of them waits.", "group"),
-		otherTypes:   newLabels(maxTypes), dependencies: newLabels(maxDependencies),
+		otherTypes:   newLabels(maxTypes), dependencies: newLabels(maxDependencies), byGroup: newMemo[events.Group, groupMetrics](),
 	}
 	for k := consumers.Done; k <= consumers.Repeat; k++ {
 		m.verdictLabels = append(m.verdictLabels, k.String())
@@ -68,10 +86,10 @@ func newConsumerMetrics(f promauto.Factory) consumerMetrics {
 
 // Batch is consumers.Observer's.
 func (m *consumerMetrics) Batch(s consumers.BatchStats) {
-	g := string(s.Group)
-	m.batchSeconds.WithLabelValues(g).Observe(s.Duration.Seconds())
-	m.batchRecords.WithLabelValues(g).Observe(float64(s.Records))
-	m.transactions.WithLabelValues(g).Add(float64(s.Transactions))
+	g, of := string(s.Group), m.ofGroup(s.Group)
+	of.seconds.Observe(s.Duration.Seconds())
+	of.records.Observe(float64(s.Records))
+	of.transactions.Add(float64(s.Transactions))
 	for k, verdict := range m.verdictLabels {
 		if n := s.Count(consumers.Kind(k)); n > 0 {
 			m.verdicts.WithLabelValues(g, verdict).Add(float64(n))
@@ -84,7 +102,7 @@ func (m *consumerMetrics) Batch(s consumers.BatchStats) {
 		m.interrupted.WithLabelValues(g).Inc()
 		return
 	}
-	m.held.WithLabelValues(g).Set(0)
+	of.held.Set(0)
 }
 
 // Failed is consumers.Observer's.

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
-	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,6 +34,35 @@ type httpMetrics struct {
 	inFlight   prometheus.Gauge
 	httpPanics *prometheus.CounterVec
 	routes     *labels
+	byRoute    *memo[route, routeMetrics] // bounded as routes are
+}
+
+// routeMetrics are those of one route, found once: looking them up by their labels costs more than counting.
+type routeMetrics struct {
+	route
+	answering prometheus.Observer
+	requests  *prometheus.CounterVec
+	classes   [len(classes)]atomic.Pointer[prometheus.Counter] // nil until there is one
+}
+
+// classes are the values of the label status, by the first digit of the status.
+var classes = [...]string{"aborted", "1xx", "2xx", "3xx", "4xx", "5xx", "6xx", "7xx", "8xx", "9xx"}
+
+const classAborted = 0
+
+func (m *httpMetrics) ofRoute(rt route) *routeMetrics {
+	return m.byRoute.of(rt, func() *routeMetrics {
+		return &routeMetrics{route: rt, answering: m.answering.WithLabelValues(rt.path, rt.method), requests: m.requests}
+	})
+}
+
+func (m *routeMetrics) answered(class int) prometheus.Counter {
+	if c := m.classes[class].Load(); c != nil {
+		return *c
+	}
+	c := m.requests.WithLabelValues(m.path, m.method, classes[class])
+	m.classes[class].Store(&c)
+	return c
 }
 
 func newHTTPMetrics(f promauto.Factory) httpMetrics {
@@ -44,6 +73,7 @@ func newHTTPMetrics(f promauto.Factory) httpMetrics {
 		inFlight:   gauge(f, s, "requests_in_flight", "Requests and streams being answered.").WithLabelValues(),
 		httpPanics: counter(f, s, "panics_total", "Panics that reached the middleware.", "route"),
 		routes:     newLabels(maxRoutes),
+		byRoute:    newMemo[route, routeMetrics](),
 	}
 }
 
@@ -52,16 +82,20 @@ func newHTTPMetrics(f promauto.Factory) httpMetrics {
 // are made of it, never of the path. Requests for health and metrics have no span.
 func HTTPMiddleware(next http.Handler, pattern func(*http.Request) string, t *Tracing, m *Metrics, log *zap.Logger) http.Handler {
 	h := &middleware{next: next, m: m, log: log.WithOptions(zap.AddStacktrace(zapcore.FatalLevel), zap.WithCaller(false))}
-	recorded := otelhttp.NewHandler(http.HandlerFunc(h.answer), "", otelhttp.WithTracerProvider(t.provider), otelhttp.WithMeterProvider(noop.NewMeterProvider()),
+	recorded := otelhttp.NewHandler(http.HandlerFunc(h.recorded), "", otelhttp.WithTracerProvider(t.provider), otelhttp.WithMeterProvider(noop.NewMeterProvider()),
 		otelhttp.WithPropagators(t.propagator), otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return routeFrom(r.Context()).span() }))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rt := route{method: methodLabel(r.Method), path: m.routes.of(pathOf(pattern(r)))}
-		r = r.WithContext(context.WithValue(r.Context(), routeKey{}, rt))
 		if probes[rt.path] {
-			h.answer(w, r)
+			h.answer(w, r, rt)
 			return
 		}
-		recorded.ServeHTTP(w, r)
+		ctx, unrecorded := t.unrecorded(r.Context(), r.Header)
+		if unrecorded {
+			h.answer(w, r.WithContext(ctx), rt)
+			return
+		}
+		recorded.ServeHTTP(w, r.WithContext(context.WithValue(ctx, routeKey{}, rt)))
 	})
 }
 
@@ -106,12 +140,15 @@ type middleware struct {
 	log  *zap.Logger
 }
 
-func (h *middleware) answer(w http.ResponseWriter, r *http.Request) {
-	begun, rt := time.Now(), routeFrom(r.Context())
-	span := trace.SpanFromContext(r.Context())
-	if span.IsRecording() {
-		span.SetAttributes(semconv.HTTPRoute(rt.path))
-	}
+// recorded answers a request whose span is kept.
+func (h *middleware) recorded(w http.ResponseWriter, r *http.Request) {
+	rt := routeFrom(r.Context())
+	trace.SpanFromContext(r.Context()).SetAttributes(semconv.HTTPRoute(rt.path))
+	h.answer(w, r, rt)
+}
+
+func (h *middleware) answer(w http.ResponseWriter, r *http.Request, rt route) {
+	begun := time.Now()
 	h.m.inFlight.Inc()
 	sw := &statusWriter{ResponseWriter: w}
 	var aborted bool
@@ -150,12 +187,13 @@ func (h *middleware) panicked(w *statusWriter, r *http.Request, rt route, v any)
 }
 
 func (h *middleware) count(ctx context.Context, rt route, status int, took time.Duration, aborted bool) {
-	class := strconv.Itoa(status/100) + "xx"
+	class := min(max(status/100, 1), len(classes)-1)
 	if aborted {
-		class = "aborted"
+		class = classAborted
 	}
-	h.m.requests.WithLabelValues(rt.path, rt.method, class).Inc()
-	observe(ctx, h.m.answering.WithLabelValues(rt.path, rt.method), took)
+	m := h.m.ofRoute(rt)
+	m.answered(class).Inc()
+	observe(ctx, m.answering, took)
 	level := zapcore.DebugLevel
 	if !probes[rt.path] && (status >= http.StatusInternalServerError || took > slowRequest) {
 		level = zapcore.InfoLevel

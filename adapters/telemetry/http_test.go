@@ -13,6 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/codes"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 )
 
@@ -166,4 +169,91 @@ func TestSlowBucketsPointToTraces(t *testing.T) {
 	s.m.Handler().ServeHTTP(rec, req)
 	require.Contains(t, rec.Body.String(), `# {trace_id="`+exp.GetSpans()[0].SpanContext.TraceID().String()+`"}`)
 	require.True(t, strings.HasSuffix(rec.Body.String(), "# EOF\n"))
+}
+
+// request sends a request with headers and answers the trace that the handler saw.
+func (s site) request(t *testing.T, header ...string) trace.SpanContext {
+	t.Helper()
+	var seen trace.SpanContext
+	s.mux.HandleFunc("POST /"+t.Name(), func(_ http.ResponseWriter, r *http.Request) { seen = trace.SpanContextFromContext(r.Context()) })
+	r := httptest.NewRequest(http.MethodPost, "/"+t.Name(), http.NoBody)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	s.ServeHTTP(httptest.NewRecorder(), r)
+	return seen
+}
+
+func TestRequestsThatAreNotRecordedHaveATraceAllTheSame(t *testing.T) {
+	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
+	for name, c := range map[string]struct {
+		sample   float64
+		parent   string
+		recorded bool
+	}{
+		"none of ours":         {0, "", false},
+		"all of ours":          {1, "", true},
+		"a sampled parent":     {0, "00-" + id + "-00f067aa0ba902b7-01", true},
+		"a parent that is not": {1, "00-" + id + "-00f067aa0ba902b7-00", false},
+		"no parent at all":     {1, "garbage", true},
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			tr, exp := recording(t, c.sample)
+			headers := []string{"Tracestate", "vendor=1"}
+			if c.parent != "" {
+				headers = append(headers, "Traceparent", c.parent)
+			}
+			sc := newSite(t, tr, zap.NewNop()).request(t, headers...)
+			require.True(t, sc.IsValid())
+			require.False(t, sc.IsRemote(), "a span of its own")
+			require.Equal(t, c.recorded, sc.IsSampled())
+			if strings.Contains(c.parent, id) {
+				require.Equal(t, id, sc.TraceID().String())
+				require.NotEqual(t, "00f067aa0ba902b7", sc.SpanID().String())
+				require.Equal(t, "vendor=1", sc.TraceState().String())
+			}
+			require.Equal(t, c.recorded, len(exp.GetSpans()) == 1)
+			if c.recorded {
+				require.Equal(t, sc.SpanID(), exp.GetSpans()[0].SpanContext.SpanID())
+			}
+		})
+	}
+}
+
+func TestAShareOfTheRequestsIsRecorded(t *testing.T) {
+	tr, exp := recording(t, 0.25)
+	s := newSite(t, tr, zap.NewNop())
+	s.mux.HandleFunc("GET /ok", func(http.ResponseWriter, *http.Request) {})
+	const n = 4000
+	for range n {
+		s.get(t, http.MethodGet, "/ok")
+	}
+	spans := exp.GetSpans()
+	require.InDelta(t, n/4, len(spans), n/20)
+	ids := map[trace.TraceID]bool{}
+	for i := range spans {
+		ids[spans[i].SpanContext.TraceID()] = true
+	}
+	require.Len(t, ids, len(spans), "each has a trace of its own")
+}
+
+// BenchmarkHTTPMiddleware is what a request pays for telemetry that nobody records: no exporter, and one that samples one in ten thousand.
+func BenchmarkHTTPMiddleware(b *testing.B) {
+	for name, sample := range map[string]float64{"no exporter": -1, "not sampled": 1e-9} {
+		b.Run(name, func(b *testing.B) {
+			tr := newTracing(TracingConfig{}, nil)
+			if sample > 0 {
+				tr = newTracing(TracingConfig{Sample: sample}, sdktrace.NewSimpleSpanProcessor(tracetest.NewInMemoryExporter()))
+			}
+			h := HTTPMiddleware(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }),
+				func(*http.Request) string { return "POST /v1/orders" }, tr, NewMetrics("v1"), zap.NewNop())
+			r := httptest.NewRequest(http.MethodPost, "/v1/orders", strings.NewReader("{}"))
+			r.Header.Set("Content-Type", "application/json")
+			w := httptest.NewRecorder()
+			b.ReportAllocs()
+			for b.Loop() {
+				h.ServeHTTP(w, r)
+			}
+		})
+	}
 }

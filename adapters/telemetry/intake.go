@@ -35,18 +35,27 @@ type Intake interface {
 }
 
 // Intake counts what is handed to next.
-func (m *Metrics) Intake(next Intake) Intake { return &countedIntake{next, &m.intakeMetrics} }
+func (m *Metrics) Intake(next Intake) Intake {
+	return &countedIntake{next, &m.intakeMetrics, m.submissions.WithLabelValues(accepted)}
+}
 
 type countedIntake struct {
-	next Intake
-	m    *intakeMetrics
+	next     Intake
+	m        *intakeMetrics
+	accepted prometheus.Counter
 }
+
+const accepted = "accepted"
 
 func (c *countedIntake) Submit(ctx context.Context, s *saga.Submission) (saga.Accepted, error) {
 	begun := time.Now()
 	a, err := c.next.Submit(ctx, s)
 	c.m.submitting.Observe(time.Since(begun).Seconds())
-	c.m.submissions.WithLabelValues(submitted(a, err)).Inc()
+	if err == nil && !a.Repeat {
+		c.accepted.Inc()
+	} else {
+		c.m.submissions.WithLabelValues(submitted(a, err)).Inc()
+	}
 	return a, err
 }
 
@@ -57,7 +66,7 @@ func submitted(a saga.Accepted, err error) string {
 	case err == nil && a.Repeat:
 		return "repeated"
 	case err == nil:
-		return "accepted"
+		return accepted
 	case errors.As(err, &full) && full.Full:
 		return "queue_full"
 	case full != nil:

@@ -127,3 +127,27 @@ func (l *labels) of(s string) string {
 	l.seen[s] = v
 	return v
 }
+
+// memo keeps what was found by a key. Whoever uses it bounds the keys.
+type memo[K comparable, V any] struct {
+	mu sync.RWMutex
+	by map[K]*V
+}
+
+func newMemo[K comparable, V any]() *memo[K, V] { return &memo[K, V]{by: map[K]*V{}} }
+
+func (m *memo[K, V]) of(k K, find func() *V) *V {
+	m.mu.RLock()
+	v := m.by[k]
+	m.mu.RUnlock()
+	if v != nil {
+		return v
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if v = m.by[k]; v == nil {
+		v = find()
+		m.by[k] = v
+	}
+	return v
+}

@@ -54,8 +54,9 @@ type Tracing struct {
 	provider   *sdktrace.TracerProvider
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
-	exports    bool   // without, handlers are not traced: ids are passed on as they came
-	giveUp     func() // ends exports under way
+	root       sdktrace.Sampler // decides about traces that begin here
+	exports    bool             // without, handlers are not traced: ids are passed on as they came
+	giveUp     func()           // ends exports under way
 	now        func() time.Time
 }
 
@@ -105,15 +106,17 @@ func newTracing(cfg TracingConfig, p sdktrace.SpanProcessor) *Tracing {
 	}
 	limits := sdktrace.NewSpanLimits()
 	limits.AttributeValueLengthLimit, limits.EventCountLimit, limits.LinkCountLimit = maxSpanAttribute, maxSpanEvents, maxSpanEvents
+	root := linkedSampler{sdktrace.TraceIDRatioBased(sample)}
 	options := []sdktrace.TracerProviderOption{
 		sdktrace.WithResource(resource.NewWithAttributes(semconv.SchemaURL, attrs...)),
-		sdktrace.WithSampler(sdktrace.ParentBased(linkedSampler{sdktrace.TraceIDRatioBased(sample)})),
+		sdktrace.WithSampler(sdktrace.ParentBased(root)),
+		sdktrace.WithIDGenerator(idGenerator{}),
 		sdktrace.WithRawSpanLimits(limits),
 	}
 	if p != nil {
 		options = append(options, sdktrace.WithSpanProcessor(p))
 	}
-	t := &Tracing{provider: sdktrace.NewTracerProvider(options...), propagator: propagation.TraceContext{}, exports: p != nil, giveUp: func() {}, now: time.Now}
+	t := &Tracing{provider: sdktrace.NewTracerProvider(options...), propagator: propagation.TraceContext{}, root: root, exports: p != nil, giveUp: func() {}, now: time.Now}
 	t.tracer = t.provider.Tracer(instrumentation)
 	return t
 }
