@@ -51,9 +51,15 @@ func (t *Tx) Inbox(ctx context.Context, group events.Group, ids []uuid.UUID) (ma
 // firstTimed is the least id that carries a time; those below are hashes (events.Identity).
 var firstTimed = uuid.UUID{5: 1}
 
-var insertInbox = `INSERT INTO inbox (message_id, grp, state, ticket, hash) SELECT id, $5, state, ticket, hash FROM ` + rows("id uuid, state text, ticket bigint, hash bigint")
+const inboxRow = "id uuid, state text, ticket bigint, hash bigint"
 
-var replaceInbox = insertInbox + ` ON CONFLICT (message_id, grp) DO UPDATE SET state = excluded.state, ticket = excluded.ticket, hash = excluded.hash, at = now()`
+var insertInbox = over(inboxRow, func(u string) string {
+	return `INSERT INTO inbox (message_id, grp, state, ticket, hash) SELECT id, $5, state, ticket, hash FROM ` + u
+})
+
+var replaceInbox = over(inboxRow, func(u string) string {
+	return `INSERT INTO inbox (message_id, grp, state, ticket, hash) SELECT id, $5, state, ticket, hash FROM ` + u + ` ON CONFLICT (message_id, grp) DO UPDATE SET state = excluded.state, ticket = excluded.ticket, hash = excluded.hash, at = now()`
+})
 
 // SaveInbox inserts rows that are New, in the order of ids: one that is there nevertheless was claimed by somebody else meanwhile (F5),
 // violates the primary key, and InTx starts over. The others replace what Inbox locked.
@@ -73,7 +79,7 @@ func (t *Tx) SaveInbox(_ context.Context, group events.Group, rows []consumers.I
 	return nil
 }
 
-func (t *Tx) saveInbox(name, sql string, group events.Group, rows []consumers.InboxRow) {
+func (t *Tx) saveInbox(name string, sql overRows, group events.Group, rows []consumers.InboxRow) {
 	n := len(rows)
 	if n == 0 {
 		return
@@ -82,5 +88,5 @@ func (t *Tx) saveInbox(name, sql string, group events.Group, rows []consumers.In
 	for i, r := range rows {
 		ids[i], states[i], tickets[i], hashes[i] = r.MessageID, string(r.State), r.Ticket, r.Hash
 	}
-	t.queue(name, sql, ids, states, tickets, hashes, string(group))
+	t.queueRows(name, sql, n, []any{ids, states, tickets, hashes}, string(group))
 }

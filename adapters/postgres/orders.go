@@ -71,17 +71,21 @@ func (t *Tx) queueFindOrders(ids []domain.OrderID, found map[domain.OrderID]int6
 }
 
 // Rows go in sorted by key, as everywhere: two transactions that insert the same keys wait for each other once, not in a circle.
-var insertOrders = `
+var insertOrders = over("id uuid, customer text, method text, currency text, total bigint, lines text, hash bigint", func(u string) string {
+	return `
 INSERT INTO orders (id, customer_id, payment_method, currency, total_minor, lines, request_hash)
 SELECT id, customer, method, currency, total, lines::json, hash
-FROM ` + rows("id uuid, customer text, method text, currency text, total bigint, lines text, hash bigint")
+FROM ` + u
+})
 
 // A deadline is in microseconds from now; 0: none, for the saga has ended.
-var insertSagas = `
+var insertSagas = over("id uuid, def text, defv smallint, total bigint, currency text, after bigint, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool", func(u string) string {
+	return `
 INSERT INTO sagas (order_id, definition, def_version, total_minor, currency, deadline, version, sequence, phase, status, reason, steps, undos, cancel, ended_at)
 SELECT id, def, defv, total, currency, CASE WHEN after > 0 THEN now() + after * interval '1 microsecond' END, version, seq, phase, status,
        NULLIF(reason, ''), steps, undos, cancel, CASE WHEN ended THEN now() END
-FROM ` + rows("id uuid, def text, defv smallint, total bigint, currency text, after bigint, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool")
+FROM ` + u
+})
 
 // InsertOrders inserts orders and sagas, two statements. A key that is there already violates the primary key: InTx starts over.
 func (t *Tx) InsertOrders(_ context.Context, batch []saga.Placement) error {
@@ -116,8 +120,8 @@ func (t *Tx) InsertOrders(_ context.Context, batch []saga.Placement) error {
 		steps[i], undos[i], cancels[i], ended[i] = letters(s.Steps), letters(s.Undos), s.Cancel, s.Phase.Ended()
 		after[i] = max(p.Timer.After.Microseconds(), 0)
 	}
-	t.queue("insert orders", insertOrders, ids, customers, methods, currencies, totals, lines, hashes)
-	t.queue("insert sagas", insertSagas, ids, defs, defVersions, totals, currencies, after, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended)
+	t.queueRows("insert orders", insertOrders, n, []any{ids, customers, methods, currencies, totals, lines, hashes})
+	t.queueRows("insert sagas", insertSagas, n, []any{ids, defs, defVersions, totals, currencies, after, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended})
 	return nil
 }
 
@@ -263,11 +267,13 @@ func (t *Tx) InsertKeys(_ context.Context, keys []saga.IdempotencyKey) error {
 	for i, r := range rows {
 		ids[i], orders[i], bodies[i], answers[i] = r.id, r.k.Order, r.k.Body[:], notNil(r.k.Answer)
 	}
-	t.queue("insert idempotency keys", insertKeys, ids, bodies, orders, answers)
+	t.queueRows("insert idempotency keys", insertKeys, n, []any{ids, bodies, orders, answers})
 	return nil
 }
 
-var insertKeys = `INSERT INTO idempotency_keys (id, body, order_id, answer) SELECT id, body, o, answer FROM ` + rows("id uuid, body bytea, o uuid, answer bytea")
+var insertKeys = over("id uuid, body bytea, o uuid, answer bytea", func(u string) string {
+	return `INSERT INTO idempotency_keys (id, body, order_id, answer) SELECT id, body, o, answer FROM ` + u
+})
 
 // notNil keeps an empty value from becoming NULL.
 func notNil(b []byte) []byte {

@@ -67,16 +67,19 @@ func scanPayment(r pgx.Rows) (s domain.PaymentStep, err error) {
 const paymentRow = "id uuid, op text, state text, attempt int, amount bigint, currency text, method text, ref text, code text, begun timestamptz"
 
 // A step that has no time yet begins now, by the database's clock.
-var insertPayments = `
+var insertPayments = over(paymentRow, func(u string) string {
+	return `
 INSERT INTO payments (order_id, op, state, attempt, amount_minor, currency, method, ref, code, begun)
 SELECT id, op, state, attempt, amount, currency, method, ref, code, coalesce(begun, now())
-FROM ` + rows(paymentRow)
+FROM ` + u
+})
 
-var updatePayments = `
+var updatePayments = over(paymentRow, func(u string) string {
+	return `
 UPDATE payments p SET state = u.state, attempt = u.attempt, amount_minor = u.amount, currency = u.currency, method = u.method, ref = u.ref, code = u.code,
   begun = coalesce(u.begun, now())
-FROM ` + rows(paymentRow) + `
-WHERE p.order_id = u.id AND p.op = u.op`
+FROM ` + u + ` WHERE p.order_id = u.id AND p.op = u.op`
+})
 
 // SavePayments updates the changed steps that LockPayments of this transaction found and inserts the others. One that is there
 // already violates the primary key: InTx starts over and finds it. A step whose Begun is zero begins at the database's now.
@@ -96,7 +99,7 @@ func (t *Tx) SavePayments(_ context.Context, ps []*domain.Payment) error {
 		}
 	}
 	if len(fresh) > 0 {
-		t.queue("insert payments", insertPayments, paymentColumns(fresh)...)
+		t.queueRows("insert payments", insertPayments, len(fresh), paymentColumns(fresh))
 		for _, s := range fresh {
 			if t.payments == nil {
 				t.payments = map[paymentKey]bool{}
@@ -105,7 +108,7 @@ func (t *Tx) SavePayments(_ context.Context, ps []*domain.Payment) error {
 		}
 	}
 	if len(known) > 0 {
-		t.queue("update payments", updatePayments, paymentColumns(known)...)
+		t.queueRows("update payments", updatePayments, len(known), paymentColumns(known))
 	}
 	return nil
 }

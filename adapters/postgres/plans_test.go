@@ -54,41 +54,73 @@ func (s *statements) TraceBatchStart(ctx context.Context, c *pgx.Conn, d pgx.Tra
 func (s *statements) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
 func (s *statements) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
 
-// everything calls each method of the hot paths once, with something to do.
+// everything calls each method of the hot paths, with one row to do and with two: those are different statements.
 func everything(t *testing.T, db *DB) {
 	t.Helper()
 	put(t, db, "cup", 100)
+	put(t, db, "pot", 100)
 	_, err := db.Products(t.Context(), []domain.SKU{"cup"})
 	require.NoError(t, err)
 	_, err = db.RunningSagas(t.Context(), 10)
 	require.NoError(t, err)
-	o, other := newOrder("c", 1), newOrder("c", 1)
-	placeOrders(t, db, o, other)
-	complete(t, db, o.ID)
+	for n := 1; n <= 2; n++ {
+		everythingOf(t, db, n)
+	}
+}
+
+func everythingOf(t *testing.T, db *DB, n int) {
+	t.Helper()
+	orders := make([]*domain.Order, n)
+	for i := range orders {
+		orders[i] = newOrder("c", 1)
+	}
+	ids := sortedIDs(idsOf(orders))
+	placeOrders(t, db, orders...)
+	complete(t, db, ids...)
+	lines := []domain.Line{{SKU: "cup", Quantity: 1}, {SKU: "pot", Quantity: 1}}[:n]
+	inTx(t, db, func(ctx context.Context, tx *Tx) error { return reserve(ctx, tx, lines, ids...) })
 	inTx(t, db, func(ctx context.Context, tx *Tx) error {
-		return reserve(ctx, tx, []domain.Line{{SKU: "cup", Quantity: 1}}, o.ID)
+		rs, err := tx.LockReservations(ctx, ids)
+		if err != nil {
+			return err
+		}
+		list := make([]domain.Reservation, 0, n)
+		for _, r := range rs {
+			r.State = domain.Released
+			list = append(list, *r)
+		}
+		return tx.UpdateReservations(ctx, list)
 	})
-	inTx(t, db, func(ctx context.Context, tx *Tx) error { return release(ctx, tx, o.ID) })
 	inTx(t, db, func(_ context.Context, tx *Tx) error {
-		tx.PresumeNew(orderIDs(1))
+		tx.PresumeNew(orderIDs(n))
 		return nil
 	})
 	for range 2 {
 		inTx(t, db, func(ctx context.Context, tx *Tx) error {
-			pays, err := tx.LockPayments(ctx, []domain.OrderID{o.ID})
+			pays, err := tx.LockPayments(ctx, ids)
 			if err != nil {
 				return err
 			}
-			p := pays[o.ID]
-			p.Put(domain.PaymentStep{Op: domain.Authorize, State: domain.BarrierStarted, Attempt: 1})
-			return tx.SavePayments(ctx, []*domain.Payment{p})
+			for _, p := range pays {
+				p.Put(domain.PaymentStep{Op: domain.Authorize, State: domain.BarrierStarted, Attempt: 1})
+			}
+			return tx.SavePayments(ctx, slices.Collect(maps.Values(pays)))
 		})
 	}
-	d := deadLetter(1)
-	saveDeadLetters(t, db, d)
-	ids := []domain.OrderID{o.ID}
+	letters := make([]consumers.DeadLetter, n)
+	foreign := events.Identity(&events.Record{Topic: "x"})
+	msgs := []uuid.UUID{foreign}
+	keys := make([]saga.IdempotencyKey, n)
+	fresh, known := make([]consumers.InboxRow, n), make([]consumers.InboxRow, n)
+	for i := range n {
+		letters[i] = deadLetter(10*n + i)
+		msgs = append(msgs, letters[i].MessageID)
+		keys[i] = saga.IdempotencyKey{Caller: "c", Key: fmt.Sprint(n, i), Order: ids[i]}
+		fresh[i] = consumers.InboxRow{MessageID: letters[i].MessageID, State: consumers.InboxWaiting, New: true}
+		known[i] = consumers.InboxRow{MessageID: letters[i].MessageID, State: consumers.InboxHandled}
+	}
+	saveDeadLetters(t, db, letters...)
 	inTx(t, db, func(ctx context.Context, tx *Tx) error {
-		msgs := []uuid.UUID{d.MessageID, events.Identity(&events.Record{Topic: "x"})}
 		rows, err := tx.Inbox(ctx, "stock", msgs)
 		if err != nil {
 			return err
@@ -97,15 +129,14 @@ func everything(t *testing.T, db *DB) {
 		_, err1 := tx.FindOrders(ctx, ids)
 		_, err2 := tx.LoadOrders(ctx, ids)
 		_, err3 := tx.Tombstones(ctx, ids)
-		_, err4 := tx.FindKeys(ctx, []saga.IdempotencyKey{{Caller: "c", Key: "k"}})
+		_, err4 := tx.FindKeys(ctx, keys)
 		_, err5 := tx.DueSagas(ctx, time.Minute, 10)
 		_, err6 := tx.Away(ctx)
 		return errors.Join(err1, err2, err3, err4, err5, err6,
 			tx.LockOrderIDs(ctx, ids, true), tx.LockOrderIDs(ctx, ids, false),
 			tx.InsertTombstones(ctx, ids),
-			tx.InsertKeys(ctx, []saga.IdempotencyKey{{Caller: "c", Key: "k", Order: o.ID}}),
-			tx.SaveInbox(ctx, "stock", []consumers.InboxRow{{MessageID: msgs[0], State: consumers.InboxWaiting, New: true}}),
-			tx.SaveInbox(ctx, "stock", []consumers.InboxRow{{MessageID: msgs[0], State: consumers.InboxHandled}}),
+			tx.InsertKeys(ctx, keys),
+			tx.SaveInbox(ctx, "stock", fresh), tx.SaveInbox(ctx, "stock", known),
 			tx.ResolveDeadLetters(ctx, "stock", msgs), tx.SetAway(ctx, "x", true), tx.SetAway(ctx, "x", false),
 			tx.Forward(ctx, []events.Raw{{Topic: "dlq.stock", Value: []byte("x")}}))
 	})

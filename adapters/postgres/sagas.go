@@ -70,14 +70,15 @@ func progress(s string) []saga.Progress {
 
 // The rows are locked by LockSagas. A deadline is in microseconds from now, 0: none any more, -1: as it is; a deadline that stands
 // still keeps the update HOT, although its column is named. Since when a saga is stuck stays while the flag stands.
-var saveSagas = `
+var saveSagas = over("id uuid, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool, after bigint, stuck bool, why text, owner text", func(u string) string {
+	return `
 UPDATE sagas s SET version = u.version, sequence = u.seq, phase = u.phase, status = u.status, reason = NULLIF(u.reason, ''), steps = u.steps, undos = u.undos,
   cancel = u.cancel, updated_at = now(), ended_at = CASE WHEN u.ended THEN coalesce(s.ended_at, now()) END,
   deadline = CASE WHEN u.after > 0 THEN now() + u.after * interval '1 microsecond' WHEN u.after < 0 THEN s.deadline END,
   stuck_since = CASE WHEN u.stuck THEN coalesce(s.stuck_since, now()) END, stuck_reason = CASE WHEN u.stuck THEN u.why END,
   stuck_owner = CASE WHEN u.stuck THEN NULLIF(u.owner, '') END
-FROM ` + rows("id uuid, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool, after bigint, stuck bool, why text, owner text") + `
-WHERE s.order_id = u.id`
+FROM ` + u + ` WHERE s.order_id = u.id`
+})
 
 // SaveSagas stores sagas that LockSagas locked. The order's status and sequence are columns of the same row.
 func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
@@ -108,14 +109,16 @@ func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 			stuck[i], whys[i], owners[i] = true, clean(s.Stuck.Reason), clean(s.Stuck.Owner)
 		}
 	}
-	t.queue("save sagas", saveSagas, ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners)
+	t.queueRows("save sagas", saveSagas, n, []any{ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners})
 	return nil
 }
 
-var appendHistory = `
+var appendHistory = over("id uuid, version int, cause uuid, input text, name text, reason text, owner text, phase text, status text, actor text", func(u string) string {
+	return `
 INSERT INTO saga_history (order_id, version, cause, input, name, reason, owner, phase, status, actor)
 SELECT id, version, NULLIF(cause, '00000000-0000-0000-0000-000000000000'), input, NULLIF(name, ''), NULLIF(reason, ''), NULLIF(owner, ''), phase, status, NULLIF(actor, '')
-FROM ` + rows("id uuid, version int, cause uuid, input text, name text, reason text, owner text, phase text, status text, actor text")
+FROM ` + u
+})
 
 // AppendHistory inserts in the order given: a saga's lock is held, so nobody else appends to it.
 func (t *Tx) AppendHistory(_ context.Context, entries []saga.HistoryEntry) error {
@@ -135,7 +138,7 @@ func (t *Tx) AppendHistory(_ context.Context, entries []saga.HistoryEntry) error
 		inputs[i], names[i], reasons[i], owners[i] = string(e.Input.Kind), clean(e.Input.Name), clean(e.Input.Reason), clean(e.Input.Owner)
 		phases[i], statuses[i], actors[i] = string(e.Phase), string(e.Status), clean(e.Actor)
 	}
-	t.queue("append history", appendHistory, ids, versions, causes, inputs, names, reasons, owners, phases, statuses, actors)
+	t.queueRows("append history", appendHistory, n, []any{ids, versions, causes, inputs, names, reasons, owners, phases, statuses, actors})
 	return nil
 }
 

@@ -65,10 +65,12 @@ func texts[T ~string](in []T) []string {
 	return out
 }
 
-var insertReservations = `
+var insertReservations = over("id uuid, lines text, short text, have bigint, state text", func(u string) string {
+	return `
 INSERT INTO reservations (order_id, lines, short, have, state)
 SELECT id, lines::json, NULLIF(short, ''), CASE WHEN short <> '' THEN have END, state
-FROM ` + rows("id uuid, lines text, short text, have bigint, state text")
+FROM ` + u
+})
 
 // InsertReservations inserts in the order of order ids. One that is there already (a tombstone of an undo that overtook, F10) violates
 // the primary key: InTx starts over and finds it.
@@ -87,7 +89,7 @@ func (t *Tx) InsertReservations(_ context.Context, rs []domain.Reservation) erro
 		}
 		ids[i], lines[i], shorts[i], haves[i], states[i] = rs[i].Order, text, string(rs[i].Short), rs[i].Have, string(rs[i].State)
 	}
-	t.queue("insert reservations", insertReservations, ids, lines, shorts, haves, states)
+	t.queueRows("insert reservations", insertReservations, n, []any{ids, lines, shorts, haves, states})
 	return nil
 }
 
@@ -105,11 +107,13 @@ func (t *Tx) UpdateReservations(_ context.Context, rs []domain.Reservation) erro
 	for i := range rs {
 		ids[i], states[i] = rs[i].Order, string(rs[i].State)
 	}
-	t.queue("update reservations", updateReservations, ids, states)
+	t.queueRows("update reservations", updateReservations, n, []any{ids, states})
 	return nil
 }
 
-var updateReservations = `UPDATE reservations r SET state = u.state FROM ` + rows("id uuid, state text") + ` WHERE r.order_id = u.id`
+var updateReservations = over("id uuid, state text", func(u string) string {
+	return `UPDATE reservations r SET state = u.state FROM ` + u + ` WHERE r.order_id = u.id`
+})
 
 // SaveStock stores the counts of rows that LockStock locked.
 func (t *Tx) SaveStock(_ context.Context, stock []domain.Stock) error {
@@ -123,10 +127,12 @@ func (t *Tx) SaveStock(_ context.Context, stock []domain.Stock) error {
 	for i := range stock {
 		skus[i], available[i], reserved[i], sold[i] = string(stock[i].SKU), stock[i].Available, stock[i].Reserved, stock[i].Sold
 	}
-	t.queue("save stock", saveStock, skus, available, reserved, sold)
+	t.queueRows("save stock", saveStock, n, []any{skus, available, reserved, sold})
 	return nil
 }
 
-var saveStock = `
+var saveStock = over("sku text, available bigint, reserved bigint, sold bigint", func(u string) string {
+	return `
 UPDATE stock s SET available = u.available, reserved = u.reserved, sold = u.sold
-FROM ` + rows("sku text, available bigint, reserved bigint, sold bigint") + ` WHERE s.sku = u.sku`
+FROM ` + u + ` WHERE s.sku = u.sku`
+})

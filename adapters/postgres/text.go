@@ -9,17 +9,6 @@ import (
 	"ordersaga/domain"
 )
 
-// rows is a table u of array parameters, a column each: "id uuid, name text" are $1 and $2. Where a SELECT lists several unnest they run side by
-// side; in FROM each would be written to a table of its own first, which for a batch of one costs more than the statement.
-func rows(columns string) string {
-	list := strings.Split(columns, ", ")
-	for i, c := range list {
-		name, kind, _ := strings.Cut(c, " ")
-		list[i] = fmt.Sprintf("unnest($%d::%s[]) AS %s", i+1, kind, name)
-	}
-	return "(SELECT " + strings.Join(list, ", ") + ") AS u"
-}
-
 // clean makes free text storable: Postgres takes neither NUL nor broken UTF-8, and a message whose failure can't be written down
 // would fail for ever.
 func clean(s string) string {

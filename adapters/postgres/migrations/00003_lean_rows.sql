@@ -53,7 +53,7 @@ ALTER TABLE reservations
     DROP CONSTRAINT reservations_lines_check, DROP CONSTRAINT reservations_have_check, DROP CONSTRAINT reservations_state,
     ALTER lines TYPE order_lines USING lines::json, ALTER have TYPE pieces, ALTER state TYPE reservation_state,
     ADD CONSTRAINT reservations_state CHECK ((state = 'rejected') = (short IS NOT NULL) AND (short IS NULL) = (have IS NULL)
-        AND (state = 'tombstone' OR short IS NOT NULL OR lines::text <> '[]') AND (state <> 'tombstone' OR lines::text = '[]')),
+        AND (state = 'tombstone') = (lines::text = '[]')),
     SET (fillfactor = 50);
 
 ALTER TABLE payments
