@@ -64,7 +64,7 @@ var DefaultConfig = Config{
 	PollMin:         5 * time.Millisecond,
 	PollMax:         250 * time.Millisecond,
 	GatherMax:       4 * time.Millisecond,
-	HandOverEvery:   100 * time.Microsecond,
+	HandOverEvery:   0, // at once: what there is of a batch goes together anyway
 	JoinWithin:      4 * time.Millisecond,
 	RowsEvery:       20 * time.Millisecond,
 	CursorsEvery:    100 * time.Millisecond,

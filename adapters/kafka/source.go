@@ -28,7 +28,7 @@ type SourceConfig struct {
 // Defaults of SourceConfig.
 const (
 	DefaultMaxBatch = 500
-	DefaultGather   = time.Millisecond // the relay has gathered already: what comes, comes in bunches
+	DefaultGather   = 200 * time.Microsecond // below ten thousand records a second nobody waits: see consumers.PumpConfig
 	DefaultGatherTo = 100
 	maxInflight     = 64
 )
