@@ -6,7 +6,7 @@
 -- An update stays on its page (HOT) only if the page has room for a second version of all the rows that were inserted together.
 --
 -- Rolling upgrade: processes of the schema before go on working, but for their `audit` of stock, which takes lines for jsonb. Most tables are
--- rewritten under an exclusive lock, though, some ten seconds a million orders: orders wait for that long.
+-- rewritten under an exclusive lock, though, some fifteen seconds a million orders: orders wait for that long.
 
 -- +goose Up
 
