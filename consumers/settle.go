@@ -31,8 +31,23 @@ func claims(row *InboxRow, ticket int64) bool {
 // decided is the verdict of one item in a transaction that may yet fail.
 type decided[T Tx] struct {
 	it  *item[T]
-	v   Verdict
+	v   *Verdict
 	err error
+}
+
+// The verdicts that most items have. Nobody writes to them.
+var (
+	doneVerdict   = &Verdict{Kind: Done}
+	repeatVerdict = &Verdict{Kind: Repeat}
+	againVerdict  = &Verdict{Kind: Again}
+)
+
+func verdictOf(v Verdict) *Verdict {
+	if v.Kind == Done {
+		return doneVerdict
+	}
+	kept := v // only then on the heap
+	return &kept
 }
 
 // transact applies and settles items in one transaction. If that fails it holds them, tries again, or takes them apart.
@@ -103,7 +118,7 @@ func (r *run[T]) settleAll(verdicts []decided[T]) {
 	var held map[string]*heldBack
 	for _, d := range verdicts {
 		if d.v.Kind != Hold {
-			r.settle(d.it, d.v, d.err)
+			r.settle(d.it, *d.v, d.err)
 			continue
 		}
 		d.it.prepared, d.it.err = nil, nil
@@ -188,7 +203,7 @@ func (r *run[T]) decide(ctx context.Context, tx T, items []*item[T], apply Apply
 		}
 		v := r.cfg.Policy.Decide(c.it.tried, res.Err, now)
 		v = r.write(&w, c, v, res.Out, now)
-		verdicts = append(verdicts, decided[T]{c.it, v, res.Err})
+		verdicts = append(verdicts, decided[T]{c.it, verdictOf(v), res.Err})
 	}
 	return verdicts, w.flush(ctx, tx)
 }
@@ -243,10 +258,10 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 			c.id, c.row, c.reused = placeIdentity(it.d.Origin), nil, true
 			strangers = append(strangers, c)
 		case acting[c.id] || !claims(c.row, it.d.Ticket):
-			verdicts = append(verdicts, decided[T]{it, Verdict{Kind: Repeat}, nil})
+			verdicts = append(verdicts, decided[T]{it, repeatVerdict, nil})
 		case it.reused:
 			// It was taken for a stranger among this batch, and not prepared; but the row is about it.
-			verdicts = append(verdicts, decided[T]{it, Verdict{Kind: Again}, nil})
+			verdicts = append(verdicts, decided[T]{it, againVerdict, nil})
 		default:
 			if it.twin {
 				if acting == nil {
@@ -269,7 +284,7 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 	}
 	for _, c := range strangers {
 		if _, found := rows[c.id]; found {
-			verdicts = append(verdicts, decided[T]{c.it, Verdict{Kind: Repeat}, nil})
+			verdicts = append(verdicts, decided[T]{c.it, repeatVerdict, nil})
 			continue
 		}
 		claimed = append(claimed, c)

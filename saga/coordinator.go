@@ -73,7 +73,8 @@ func (c *Coordinator) Advance(ctx context.Context, tx Tx, facts []Fact) ([]Advan
 		return nil, err
 	}
 	out := make([]Advanced, len(facts))
-	changes := make(map[domain.OrderID]*Change, len(ids))
+	changes := make([]Change, len(ids)) // of ids, in their order; without an Instance: none
+	changed := 0
 	history := make([]HistoryEntry, 0, len(facts))
 	for i := range facts {
 		f := &facts[i]
@@ -94,21 +95,22 @@ func (c *Coordinator) Advance(ctx context.Context, tx Tx, facts []Fact) ([]Advan
 			continue
 		}
 		out[i].Changed = true
-		note(changes, in, o)
+		at, _ := slices.BinarySearchFunc(ids, f.Order, domain.OrderID.Compare)
+		if changes[at].Instance == nil {
+			changed++
+		}
+		changes[at].note(in, &o)
 		in.State = o.State
 		out[i].Out = c.messages(def, in, order, o, f.Trace, "")
 		history = append(history, entry(in, f, input))
 	}
-	if len(changes) == 0 {
+	if changed == 0 {
 		return out, nil
 	}
-	save := make([]Change, 0, len(changes))
-	for _, id := range ids {
-		if ch := changes[id]; ch != nil {
-			save = append(save, *ch)
-		}
+	if changed < len(changes) {
+		changes = slices.DeleteFunc(changes, func(ch Change) bool { return ch.Instance == nil })
 	}
-	if err := tx.SaveSagas(ctx, save); err != nil {
+	if err := tx.SaveSagas(ctx, changes); err != nil {
 		return nil, err
 	}
 	return out, tx.AppendHistory(ctx, history)
@@ -166,12 +168,8 @@ func entry(in *Instance, f *Fact, input Input) HistoryEntry {
 }
 
 // note merges the changes that one batch makes to one saga: the last state, the last word on the deadline.
-func note(changes map[domain.OrderID]*Change, in *Instance, o Output) {
-	ch := changes[in.Order]
-	if ch == nil {
-		ch = &Change{Instance: in}
-		changes[in.Order] = ch
-	}
+func (ch *Change) note(in *Instance, o *Output) {
+	ch.Instance = in
 	if o.State.Status != in.State.Status || o.State.Sequence != in.State.Sequence {
 		ch.OrderChanged = true
 	}

@@ -72,8 +72,10 @@ type State struct {
 }
 
 func (s State) clone() State {
-	s.Steps = append([]Progress(nil), s.Steps...)
-	s.Undos = append([]Progress(nil), s.Undos...)
+	both := make([]Progress, 0, len(s.Steps)+len(s.Undos)) // of a handful of bytes: one allocation
+	both = append(append(both, s.Steps...), s.Undos...)
+	n := len(s.Steps)
+	s.Steps, s.Undos = both[:n:n], both[n:]
 	if s.Stuck != nil {
 		x := *s.Stuck
 		s.Stuck = &x
