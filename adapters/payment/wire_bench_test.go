@@ -129,11 +129,11 @@ func startResponder(tb testing.TB, withTLS bool, delay time.Duration) Config {
 	return cfg
 }
 
-// TestResponder is the gateway's process: it serves until its standard input ends.
+// TestResponder is no test but the gateway's process, which the benchmarks start: it serves until its standard input ends.
 func TestResponder(t *testing.T) {
 	how := strings.Fields(os.Getenv(responderEnv))
 	if len(how) == 0 {
-		t.Skip("a process of the benchmarks")
+		return
 	}
 	delay, err := time.ParseDuration(how[1])
 	require.NoError(t, err)
