@@ -37,14 +37,11 @@ func headersOf(h []kgo.RecordHeader) []events.Header {
 	return unsafe.Slice((*events.Header)(unsafe.Pointer(unsafe.SliceData(h))), len(h)) //nolint:gosec // see above; a copy for each record was a fiftieth of what a saga allocates
 }
 
-// record turns one of ours into what is produced. Partition and Offset are Kafka's to give; a zero Timestamp is too. The record's parts are the
-// client's from now on: hooks may write to its headers.
+// record turns one of ours into what is produced. Partition and Offset are Kafka's to give; a zero Timestamp is too.
 func record(r *events.Record, names events.Names) *kgo.Record {
-	return &kgo.Record{Topic: names.Topic(r.Topic), Key: r.Key, Value: r.Value, Headers: sent(r.Headers), Timestamp: r.Timestamp}
-}
-
-// sent shows our headers as the client's; as headersOf, the other way.
-func sent(h []events.Header) []kgo.RecordHeader {
-	_ = kgo.RecordHeader(events.Header{})
-	return unsafe.Slice((*kgo.RecordHeader)(unsafe.Pointer(unsafe.SliceData(h))), len(h)) //nolint:gosec // see headersOf
+	headers := make([]kgo.RecordHeader, len(r.Headers)) // a copy: hooks write to it
+	for i, h := range r.Headers {
+		headers[i] = kgo.RecordHeader(h)
+	}
+	return &kgo.Record{Topic: names.Topic(r.Topic), Key: r.Key, Value: r.Value, Headers: headers, Timestamp: r.Timestamp}
 }
