@@ -337,6 +337,7 @@ func TestDueSagas(t *testing.T) {
 	<-locked
 	inTx(t, db, func(ctx context.Context, tx *Tx) error {
 		due, err := tx.DueSagas(ctx, 0, 3)
+		require.NoError(t, err)
 		require.Equal(t, []domain.OrderID{ids[0], ids[2], ids[3]}, due, "longest due first, without what somebody else holds")
 		due, err = tx.DueSagas(ctx, 98*time.Second, 3)
 		require.Equal(t, []domain.OrderID{ids[3], ids[4]}, due[max(0, len(due)-2):], "not those of long ago")
