@@ -88,7 +88,9 @@ func (a *App) intakeStage() (stage, error) {
 	}
 	return stage{
 		{"http", func(ctx context.Context) error { return a.listen(ctx, a.server) }},
-		{"events", func(ctx context.Context) error { return tail.Where(a.waitedFor).While(a.hub.Awaited).Run(ctx, nil, a.publish) }},
+		{"events", func(ctx context.Context) error {
+			return tail.Where(a.waitedFor).While(a.hub.Awaited).Run(ctx, nil, a.publish)
+		}},
 		{"admission", a.admit.run},
 	}, nil
 }
