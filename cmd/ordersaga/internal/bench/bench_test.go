@@ -179,7 +179,12 @@ func TestOpenLoopCountsWhatItCouldNotSend(t *testing.T) {
 		sent.Add(1)
 		return Over
 	})
-	time.AfterFunc(200*time.Millisecond, func() { close(release) })
+	go func() { // however long a busy machine takes to fill the queue
+		for load.unsent.Load() == 0 && t.Context().Err() == nil {
+			<-time.After(time.Millisecond)
+		}
+		close(release)
+	}()
 	due, unsent, _ := load.Run(t.Context(), Plan{Rate: 1e6, Orders: queued + 1000, Connections: 1})
 	require.Equal(t, queued+1000, due)
 	require.Positive(t, unsent)
