@@ -225,6 +225,8 @@ func (r *Relay) report() {
 	r.mu.Unlock()
 	if n > 0 {
 		r.obs.Produced(n)
+	}
+	if direct > 0 {
 		r.obs.HandedOver(direct)
 	}
 	r.obs.CursorLag(lag)
