@@ -57,7 +57,7 @@ type IntakeConfig struct {
 }
 
 // DefaultIntake is sized for one process on a small machine: one batch commits while the next gathers.
-var DefaultIntake = IntakeConfig{Workers: 2, MaxBatch: 128, Queue: 1024}
+var DefaultIntake = IntakeConfig{Workers: 1, MaxBatch: 128, Queue: 1024}
 
 // Intake places orders for the HTTP interface: it prices them, and commits those that wait together in one transaction. It never
 // waits for company: a lone request commits at once, a crowd gathers while the last batch commits.

@@ -133,7 +133,7 @@ func (t *Tail) read(fetches kgo.Fetches) (batch []events.Envelope) {
 		if t.want != nil && !t.want(r.Key) {
 			return
 		}
-		rec := received(r, t.topic)
+		rec := received(r, t.topic, appendHeaders(nil, r))
 		env, err := events.Decode(&rec)
 		if err != nil {
 			t.problem(fmt.Errorf("%d/%d left out: %w", r.Partition, r.Offset, err))

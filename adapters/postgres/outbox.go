@@ -17,12 +17,13 @@ import (
 
 // The rows of one statement draw their ids in the order of the arrays. Writes are queued, so ids are drawn after the rows of the
 // order, the payment or the reservation were locked: whoever comes second under that lock has the higher ids (F3).
-const (
-	insertPack  = `INSERT INTO outbox (shard, message_id, pack) VALUES ($1, $2, $3)`
-	insertPacks = `INSERT INTO outbox (shard, message_id, pack) SELECT s, m, p FROM unnest($1::smallint[], $2::uuid[], $3::bytea[]) AS u(s, m, p)`
-	insertRaw   = `
-INSERT INTO outbox (shard, message_id, topic, key, headers, payload)
-SELECT s, m, t, k, h, p FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::bytea[], $5::bytea[], $6::bytea[]) AS u(s, m, t, k, h, p)`
+var (
+	insertPacks = over("shard smallint, id uuid, pack bytea", func(u string) string {
+		return `INSERT INTO outbox (shard, message_id, pack) SELECT shard, id, pack FROM ` + u
+	})
+	insertRaw = over("shard smallint, id uuid, topic text, key bytea, headers bytea, payload bytea", func(u string) string {
+		return `INSERT INTO outbox (shard, message_id, topic, key, headers, payload) SELECT shard, id, topic, key, headers, payload FROM ` + u
+	})
 )
 
 // Emit queues messages for the outbox, in order. An error is a slip of the caller's, such as data of another type.
@@ -40,15 +41,11 @@ func (t *Tx) Emit(_ context.Context, out []events.Envelope) error {
 		t.emitted = append(t.emitted, m)
 	}
 	packs := outbox.Packs(t.emitted[from:])
-	if len(packs) == 1 { // at low rates nearly always, and a statement without arrays costs a third less
-		t.queue("insert outbox", insertPack, packs[0].Shard, packs[0].ID, packs[0].Data)
-		return nil
-	}
 	shards, ids, data := make([]int16, len(packs)), make([]uuid.UUID, len(packs)), make([][]byte, len(packs))
 	for i := range packs {
 		shards[i], ids[i], data[i] = packs[i].Shard, packs[i].ID, packs[i].Data
 	}
-	t.queue("insert outbox", insertPacks, shards, ids, data)
+	t.queueRows("insert outbox", insertPacks, len(packs), []any{shards, ids, data})
 	return nil
 }
 
@@ -66,7 +63,7 @@ func (t *Tx) Forward(_ context.Context, out []events.Raw) error {
 		headers[i] = events.AppendHeaders(nil, m.Headers)
 		t.emitted = append(t.emitted, m)
 	}
-	t.queue("insert outbox", insertRaw, shards, ids, topics, keys, headers, payloads)
+	t.queueRows("insert outbox", insertRaw, n, []any{shards, ids, topics, keys, headers, payloads})
 	return nil
 }
 

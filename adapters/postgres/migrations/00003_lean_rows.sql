@@ -42,8 +42,10 @@ ALTER TABLE sagas
     ALTER steps TYPE step_letters, ALTER undos TYPE undo_letters,
     ADD CONSTRAINT sagas_state CHECK (
         (deadline IS NULL) = (phase IN ('completed', 'compensated')) AND (deadline IS NULL) = (ended_at IS NOT NULL)
-        AND (reason IS NULL) = (phase IN ('running', 'completed'))
-        AND (stuck_since IS NULL) = (stuck_reason IS NULL) AND (stuck_since IS NULL OR deadline IS NOT NULL));
+        AND (reason IS NULL) = (phase IN ('running', 'completed')) AND (reason IS NULL) = (status IN ('pending', 'confirmed'))
+        AND (status = 'cancelled') = (reason IS NOT DISTINCT FROM 'cancelled_by_customer')
+        AND (status <> 'pending' OR phase = 'running') AND (total_minor > 0 OR reason IS NOT NULL) AND (NOT cancel OR status = 'pending')
+        AND (stuck_since IS NULL) = (stuck_reason IS NULL) AND (stuck_since IS NULL OR deadline IS NOT NULL) AND (stuck_owner IS NULL OR stuck_since IS NOT NULL));
 
 ALTER TABLE stock
     DROP CONSTRAINT stock_available_check, DROP CONSTRAINT stock_reserved_check, DROP CONSTRAINT stock_sold_check,

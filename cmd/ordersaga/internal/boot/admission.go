@@ -35,8 +35,8 @@ const (
 	recountWithin = 15 * time.Second
 )
 
-func newAdmission(db *postgres.DB, cfg Intake, dir string) *admission {
-	a := &admission{db: db, dir: dir}
+func newAdmission(db *postgres.DB, cfg Intake, forward time.Duration, dir string) *admission {
+	a := &admission{db: db, forward: forward, dir: dir}
 	a.set(cfg)
 	return a
 }

@@ -12,7 +12,7 @@ import (
 // TestF22_NearlyFullDiskSheds: the disk of the data directory is looked at before anything is asked of the database, and what is refused
 // is told when to come again.
 func TestF22_NearlyFullDiskSheds(t *testing.T) {
-	a := newAdmission(nil, Intake{MinDisk: 1 << 62}, t.TempDir())
+	a := newAdmission(nil, Intake{MinDisk: 1 << 62}, 0, t.TempDir())
 	require.NoError(t, a.check(), "not looked yet")
 	a.state.Store(a.look(t.Context()))
 	err := a.check()
@@ -28,7 +28,7 @@ func TestSagasAreCountedWhenThereCouldBeTooMany(t *testing.T) {
 	require.Zero(t, recountAfter(-5), "while there are too many, each time")
 	require.Equal(t, time.Second, recountAfter(placedAtMost))
 	require.Equal(t, recountWithin, recountAfter(1<<40))
-	a := newAdmission(nil, Intake{}, "")
+	a := newAdmission(nil, Intake{}, 0, "")
 	now := time.Now()
 	a.counted, a.recount = 10, now.Add(time.Second)
 	require.False(t, a.tooMany(t.Context(), 100, now), "the database is not asked")

@@ -131,8 +131,7 @@ func New(ctx context.Context, cfg Config, opts Options) (a *App, err error) {
 		return a, err
 	}
 	a.closers = append(a.closers, a.cache.Close)
-	a.admit = newAdmission(a.db, cfg.Intake, opts.DataDir)
-	a.admit.forward = cfg.Saga.Forward
+	a.admit = newAdmission(a.db, cfg.Intake, cfg.Saga.Forward, opts.DataDir)
 	if cfg.Has(RoleHTTP) {
 		if err := a.openHTTP(ctx); err != nil {
 			return a, err
