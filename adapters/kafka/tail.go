@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersaga/events"
@@ -70,41 +71,105 @@ func (t *Tail) Run(ctx context.Context, ready func(), each func(ctx context.Cont
 }
 
 func (t *Tail) session(ctx context.Context, from time.Time, ready func(), each func(context.Context, []events.Envelope)) error {
-	at := kgo.NewOffset().AfterMilli(from.UnixMilli())
 	name := t.c.cfg.Names.Topic(t.topic)
+	begin, err := t.begin(ctx, name, from)
+	if err != nil {
+		return err
+	}
+	at := kgo.NewOffset().AfterMilli(from.UnixMilli())
 	cl, err := t.c.client(
-		kgo.ConsumeTopics(name), kgo.ConsumeStartOffset(at), kgo.ConsumeResetOffset(at), kgo.FetchMaxWait(fetchWait), kgo.FetchMaxPartitionBytes(fetchPartition),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{name: begin}), kgo.ConsumeResetOffset(at), kgo.FetchMaxWait(fetchWait), kgo.FetchMaxPartitionBytes(fetchPartition),
 	)
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	if err := cl.Ping(ctx); err != nil {
-		return wrong("connect", err)
-	}
 	ready()
+	looked := time.Now()
 	for ctx.Err() == nil {
 		t.pause(ctx)
-		fetches := cl.PollFetches(ctx)
+		poll, cancel := context.WithTimeout(ctx, t.c.cfg.Discover)
+		fetches := cl.PollFetches(poll)
+		cancel()
 		if batch := t.read(fetches); len(batch) > 0 {
 			each(ctx, batch)
 		}
-		var fatal error
-		fetches.EachError(func(topic string, partition int32, err error) {
-			var lost *kgo.ErrDataLoss
-			switch {
-			case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-			case errors.As(err, &lost):
-				t.problem(err)
-			default:
-				fatal = fmt.Errorf("fetch %s/%d: %w", topic, partition, err)
-			}
-		})
-		if fatal != nil {
-			return fatal
+		if err := t.fetchErrors(fetches); err != nil {
+			return err
+		}
+		if time.Since(looked) >= t.c.cfg.Discover {
+			t.discover(ctx, cl, name, begin)
+			looked = time.Now()
 		}
 	}
 	return ctx.Err()
+}
+
+// begin finds where each partition is read from: its first record since a moment, or its end. The ends are asked for first. The client would ask for the
+// moment, and where nothing has come since, for the end afterwards, and miss what came between the two.
+func (t *Tail) begin(ctx context.Context, name string, from time.Time) (map[int32]kgo.Offset, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	ends, err := t.c.adm.ListEndOffsets(ctx, name)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return nil, wrong("find the end of "+name, err)
+	}
+	since, err := t.c.adm.ListOffsetsAfterMilli(ctx, from.UnixMilli(), name)
+	if err == nil {
+		err = since.Error()
+	}
+	if err != nil {
+		return nil, wrong("find the place in "+name, err)
+	}
+	begin := map[int32]kgo.Offset{}
+	ends.Each(func(end kadm.ListedOffset) {
+		at := end.Offset
+		if o, ok := since.Lookup(name, end.Partition); ok {
+			at = min(at, o.Offset)
+		}
+		begin[end.Partition] = kgo.NewOffset().At(at)
+	})
+	return begin, nil
+}
+
+// discover has new partitions read from their beginning. If it fails the next look finds them.
+func (t *Tail) discover(ctx context.Context, cl *kgo.Client, name string, known map[int32]kgo.Offset) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	topics, err := t.c.adm.ListTopics(ctx, name)
+	if err != nil {
+		t.problem(fmt.Errorf("look for new partitions: %w", err))
+		return
+	}
+	fresh := map[int32]kgo.Offset{}
+	for p := range topics[name].Partitions {
+		if _, ok := known[p]; !ok {
+			fresh[p] = kgo.NewOffset().AtStart()
+			known[p] = fresh[p]
+		}
+	}
+	if len(fresh) > 0 {
+		cl.AddConsumePartitions(map[string]map[int32]kgo.Offset{name: fresh})
+	}
+}
+
+// fetchErrors reports what the client deals with itself, and answers what it does not.
+func (t *Tail) fetchErrors(fetches kgo.Fetches) error {
+	var fatal error
+	fetches.EachError(func(topic string, partition int32, err error) {
+		var lost *kgo.ErrDataLoss
+		switch {
+		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		case errors.As(err, &lost):
+			t.problem(err)
+		default:
+			fatal = fmt.Errorf("fetch %s/%d: %w", topic, partition, err)
+		}
+	})
+	return fatal
 }
 
 // pause waits for tailRest, until somebody waits for the records or ctx ends.
