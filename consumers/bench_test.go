@@ -14,6 +14,8 @@ import (
 // emptyTx is a transaction that finds nothing and keeps nothing: what is measured is the runtime.
 type emptyTx struct{}
 
+func (emptyTx) PresumeFirst(events.Group, []uuid.UUID) {}
+
 func (emptyTx) Inbox(context.Context, events.Group, []uuid.UUID) (map[uuid.UUID]InboxRow, error) {
 	return nil, nil
 }

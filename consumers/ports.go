@@ -120,6 +120,9 @@ const (
 
 // Tx is what the runtime itself reads and writes in the transaction of the effect. Writes may be deferred to the commit.
 type Tx interface {
+	// PresumeFirst presumes that there are no rows of the messages that Inbox will be asked for next: it answers so without looking. Where that is
+	// wrong the transaction does not commit but starts over.
+	PresumeFirst(group events.Group, ids []uuid.UUID)
 	// Inbox reads the rows that exist of the given messages, locked in sorted order.
 	Inbox(ctx context.Context, group events.Group, ids []uuid.UUID) (map[uuid.UUID]InboxRow, error)
 	// SaveInbox inserts the rows that are New, and replaces the others, which Inbox has locked. A New one that appeared meanwhile

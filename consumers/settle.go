@@ -244,6 +244,9 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 	for _, it := range items {
 		ids = append(ids, it.d.ID)
 	}
+	if r.first(items) {
+		tx.PresumeFirst(r.cfg.Name, ids)
+	}
 	rows, err := tx.Inbox(ctx, r.cfg.Name, sortedIDs(ids))
 	if err != nil {
 		return nil, nil, fmt.Errorf("read inbox: %w", err)
@@ -290,6 +293,11 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 		claimed = append(claimed, c)
 	}
 	return claimed, verdicts, nil
+}
+
+// first reports that the inbox knows none of the items, as far as we do: no copies, in a group that keeps rows only for what failed.
+func (r *run[T]) first(items []*item[T]) bool {
+	return r.cfg.Inbox == InboxFailures && !slices.ContainsFunc(items, func(it *item[T]) bool { return it.d.Ticket != 0 })
 }
 
 // rowOf is a message's row, nil if it has none: as most have.

@@ -66,6 +66,10 @@ func (t *Tx) foresee(queue func()) {
 // ForeseeSagas reads ahead what LockSagas will be asked for.
 func (t *Tx) ForeseeSagas(ids []domain.OrderID) {
 	ids = sorted(ids)
+	if rows := t.presumeSagas(ids); rows != nil {
+		t.sagasAhead = &readAhead[*saga.Instance]{set(ids), rows}
+		return
+	}
 	rows := make(map[domain.OrderID]*saga.Instance, len(ids))
 	t.foresee(func() { t.queueLockSagas(ids, rows) })
 	t.sagasAhead = &readAhead[*saga.Instance]{set(ids), rows}
@@ -74,6 +78,9 @@ func (t *Tx) ForeseeSagas(ids []domain.OrderID) {
 // ForeseeReservations reads ahead what LockReservations will be asked for.
 func (t *Tx) ForeseeReservations(ids []domain.OrderID) {
 	ids = sorted(ids)
+	if len(t.unreserved) > 0 {
+		return // it is presumed that there are none
+	}
 	rows := make(map[domain.OrderID]*domain.Reservation, len(ids))
 	t.foresee(func() { t.queueLockReservations(ids, rows) })
 	t.reservationsAhead = &readAhead[*domain.Reservation]{set(ids), rows}
@@ -82,6 +89,10 @@ func (t *Tx) ForeseeReservations(ids []domain.OrderID) {
 // ForeseePayments reads ahead what LockPayments will be asked for.
 func (t *Tx) ForeseePayments(ids []domain.OrderID) {
 	ids = sorted(ids)
+	if rows := t.presumePayments(ids); rows != nil {
+		t.paymentsAhead = &readAhead[*domain.Payment]{set(ids), rows}
+		return
+	}
 	rows := make(map[domain.OrderID]*domain.Payment, len(ids))
 	t.foresee(func() { t.queueLockPayments(ids, rows) })
 	t.paymentsAhead = &readAhead[*domain.Payment]{set(ids), rows}

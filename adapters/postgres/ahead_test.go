@@ -18,7 +18,7 @@ func TestWhatIsForeseenComesWithTheNextRoundTrip(t *testing.T) {
 	a, b := newOrder("customer", 1), newOrder("customer", 1)
 	placeOrders(t, db, a, b)
 	ids := sortedIDs([]domain.OrderID{a.ID, b.ID})
-	inTx(t, db, func(ctx context.Context, tx *Tx) error {
+	readTx(t, db, func(ctx context.Context, tx *Tx) error {
 		tx.ForeseeSagas(ids)
 		require.Empty(t, tx.queued)
 		rows, err := tx.Inbox(ctx, events.GroupCoordinator, []uuid.UUID{uuid.UUID(ids[0])})
@@ -40,7 +40,7 @@ func TestWhatIsForeseenIsFetchedWhenNothingTookItAlong(t *testing.T) {
 	o := newOrder("customer", 1)
 	placeOrders(t, db, o)
 	stranger := domain.NewOrderID()
-	inTx(t, db, func(ctx context.Context, tx *Tx) error {
+	readTx(t, db, func(ctx context.Context, tx *Tx) error {
 		tx.ForeseeSagas([]domain.OrderID{o.ID})
 		found, err := tx.LockSagas(ctx, []domain.OrderID{o.ID})
 		require.NoError(t, err)

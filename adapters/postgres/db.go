@@ -94,6 +94,8 @@ type DB struct {
 	woken chan struct{}
 	clock clock
 
+	recall recall
+
 	announced func(ms []outbox.Message) (done func(committed bool)) // nil: nobody wants to know
 
 	stop context.CancelFunc
@@ -107,6 +109,10 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 		return nil, errors.New("postgres: no database URL: set ORDERSAGA_DATABASE_URL, such as postgres://user@host:5432/ordersaga")
 	}
 	db := &DB{cfg: cfg.withDefaults(), pools: map[Purpose]*pgxpool.Pool{}, woken: make(chan struct{}, 1)}
+	var err error
+	if db.recall, err = newRecall(); err != nil {
+		return nil, fmt.Errorf("postgres: memory of sagas: %w", err)
+	}
 	for _, p := range Purposes {
 		pc, err := db.poolConfig(p)
 		if err == nil {
@@ -230,7 +236,7 @@ func (db *DB) Ping(ctx context.Context) error {
 }
 
 // For answers the view of the database through one purpose's pool.
-func (db *DB) For(p Purpose) *View { return &View{db: db, pool: db.pools[p]} }
+func (db *DB) For(p Purpose) *View { return &View{db: db, pool: db.pools[p], presumes: p.hot()} }
 
 // InTx runs a transaction on the operators' pool; see View.InTx.
 func (db *DB) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {

@@ -135,6 +135,8 @@ func judgeCode(pe *pgconn.PgError) (c class, retry bool, hint string) {
 		return classPlain, strings.Contains(pe.Message, "cached plan"), ""
 	case "26000": // a pooler gave us a server connection that does not know our prepared statement
 		return classPlain, true, "a transaction-mode pooler is in between? use session mode"
+	case "23514": // what was presumed is not so
+		return classData, pe.ConstraintName == "presumed_check", ""
 	case "23505":
 		return classData, appeared(pe.TableName), ""
 	case "25006":

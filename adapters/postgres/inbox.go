@@ -29,6 +29,12 @@ func (t *Tx) Inbox(ctx context.Context, group events.Group, ids []uuid.UUID) (ma
 	if len(ids) == 0 {
 		return out, nil
 	}
+	if first := t.first; first != nil {
+		t.first = nil
+		if !slices.ContainsFunc(ids, func(id uuid.UUID) bool { return !first[id] }) {
+			return out, nil
+		}
+	}
 	sorted := slices.Clone(ids)
 	slices.SortFunc(sorted, compareUUIDs)
 	scan := func(r pgx.Rows) error {

@@ -119,6 +119,7 @@ func (t *Tx) InsertOrders(_ context.Context, batch []saga.Placement) error {
 		defs[i], defVersions[i], versions[i], phases[i] = s.Definition, s.DefVersion, s.Version, string(s.Phase)
 		steps[i], undos[i], cancels[i], ended[i] = letters(s.Steps), letters(s.Undos), s.Cancel, s.Phase.Ended()
 		after[i] = max(p.Timer.After.Microseconds(), 0)
+		t.learnSaga(&saga.Instance{Order: o.ID, Total: o.Total, State: p.State})
 	}
 	t.queueRows("insert orders", insertOrders, n, []any{ids, customers, methods, currencies, totals, lines, hashes})
 	t.queueRows("insert sagas", insertSagas, n, []any{ids, defs, defVersions, totals, currencies, after, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended})

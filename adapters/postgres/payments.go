@@ -34,6 +34,9 @@ func (t *Tx) LockPayments(ctx context.Context, orders []domain.OrderID) (map[dom
 	if out, err := foreseen(ctx, t, &t.paymentsAhead, orders); out != nil || err != nil {
 		return out, err
 	}
+	if out := t.presumePayments(orders); out != nil {
+		return out, nil
+	}
 	out := make(map[domain.OrderID]*domain.Payment, len(orders))
 	t.queueLockPayments(orders, out)
 	return out, t.send(ctx, false)
@@ -46,7 +49,7 @@ func (t *Tx) queueLockPayments(orders []domain.OrderID, out map[domain.OrderID]*
 	if t.payments == nil {
 		t.payments = make(map[paymentKey]bool, len(orders))
 	}
-	t.queue("lock authorizations", `SELECT FROM payments WHERE order_id = ANY($1) AND op = 'authorize' ORDER BY order_id FOR NO KEY UPDATE`, orders)
+	t.queue("lock authorizations", lockAuthorizations, orders)
 	const q = `SELECT order_id, op, state, attempt, amount_minor, currency, method, ref, code, begun FROM payments WHERE order_id = ANY($1)`
 	t.queueRead("lock payments", q, []any{orders}, func(r pgx.Rows) error {
 		s, err := scanPayment(r)
@@ -58,6 +61,8 @@ func (t *Tx) queueLockPayments(orders []domain.OrderID, out map[domain.OrderID]*
 		return nil
 	})
 }
+
+const lockAuthorizations = `SELECT FROM payments WHERE order_id = ANY($1) AND op = 'authorize' ORDER BY order_id FOR NO KEY UPDATE`
 
 func scanPayment(r pgx.Rows) (s domain.PaymentStep, err error) {
 	err = r.Scan((*[16]byte)(&s.Order), (*string)(&s.Op), (*string)(&s.State), &s.Attempt, &s.Amount.Minor, &s.Amount.Currency, &s.Method, &s.Ref, &s.Code, &s.Begun)
@@ -85,7 +90,10 @@ FROM ` + u + ` WHERE p.order_id = u.id AND p.op = u.op`
 // already violates the primary key: InTx starts over and finds it. A step whose Begun is zero begins at the database's now.
 func (t *Tx) SavePayments(_ context.Context, ps []*domain.Payment) error {
 	var fresh, known []*domain.PaymentStep
+	t.readFromNow()
 	for _, p := range ps {
+		delete(t.unpaid, p.Order) // the primary key verifies it
+		t.learnedPayments = append(t.learnedPayments, copyPayment(p))
 		for op := range p.Changed {
 			s := p.Steps[op]
 			if s == nil {

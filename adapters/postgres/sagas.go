@@ -27,6 +27,9 @@ func (t *Tx) LockSagas(ctx context.Context, ids []domain.OrderID) (map[domain.Or
 	if out, err := foreseen(ctx, t, &t.sagasAhead, ids); out != nil || err != nil {
 		return out, err
 	}
+	if out := t.presumeSagas(ids); out != nil {
+		return out, nil
+	}
 	out := make(map[domain.OrderID]*saga.Instance, len(ids))
 	t.queueLockSagas(ids, out)
 	return out, t.send(ctx, false)
@@ -68,19 +71,21 @@ func progress(s string) []saga.Progress {
 	return out
 }
 
-// The rows are locked by LockSagas. A deadline is in microseconds from now, 0: none any more, -1: as it is; a deadline that stands
+// The rows are locked by LockSagas, or have the version that it presumed (-1: locked). A deadline is in microseconds from now, 0: none any more, -1: as it is; a deadline that stands
 // still keeps the update HOT, although its column is named. Since when a saga is stuck stays while the flag stands.
-var saveSagas = over("id uuid, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool, after bigint, stuck bool, why text, owner text", func(u string) string {
+var saveSagas = over("id uuid, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool, after bigint, stuck bool, why text, owner text, was int", func(u string) string {
 	return `
+WITH saved AS (
 UPDATE sagas s SET version = u.version, sequence = u.seq, phase = u.phase, status = u.status, reason = NULLIF(u.reason, ''), steps = u.steps, undos = u.undos,
   cancel = u.cancel, updated_at = now(), ended_at = CASE WHEN u.ended THEN coalesce(s.ended_at, now()) END,
   deadline = CASE WHEN u.after > 0 THEN now() + u.after * interval '1 microsecond' WHEN u.after < 0 THEN s.deadline END,
   stuck_since = CASE WHEN u.stuck THEN coalesce(s.stuck_since, now()) END, stuck_reason = CASE WHEN u.stuck THEN u.why END,
   stuck_owner = CASE WHEN u.stuck THEN NULLIF(u.owner, '') END
-FROM ` + u + ` WHERE s.order_id = u.id`
+FROM ` + u + ` WHERE s.order_id = u.id AND (u.was < 0 OR s.version = u.was) RETURNING 1)
+SELECT CAST(count(*) = $16 AS presumed) FROM saved`
 })
 
-// SaveSagas stores sagas that LockSagas locked. The order's status and sequence are columns of the same row.
+// SaveSagas stores sagas that LockSagas locked, or presumed to know. The order's status and sequence are columns of the same row.
 func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 	n := len(changes)
 	if n == 0 {
@@ -90,7 +95,7 @@ func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 	slices.SortFunc(changes, func(a, b saga.Change) int { return a.Order.Compare(b.Order) })
 	var (
 		ids                                     = make([]domain.OrderID, n)
-		versions, seqs                          = make([]int32, n), make([]int32, n)
+		versions, seqs, was                     = make([]int32, n), make([]int32, n), make([]int32, n)
 		phases, statuses, reasons, steps, undos = make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 		whys, owners                            = make([]string, n), make([]string, n)
 		cancels, ended, stuck                   = make([]bool, n), make([]bool, n), make([]bool, n)
@@ -108,8 +113,12 @@ func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 		if s.Stuck != nil {
 			stuck[i], whys[i], owners[i] = true, clean(s.Stuck.Reason), clean(s.Stuck.Owner)
 		}
+		was[i] = t.versionOf(c.Order)
+		delete(t.sagaVersions, c.Order)
+		t.learnSaga(c.Instance)
 	}
-	t.queueRows("save sagas", saveSagas, n, []any{ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners})
+	t.readFromNow()
+	t.queueRows("save sagas", saveSagas, n, []any{ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners, was}, n)
 	return nil
 }
 

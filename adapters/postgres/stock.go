@@ -81,6 +81,9 @@ func (t *Tx) InsertReservations(_ context.Context, rs []domain.Reservation) erro
 	}
 	rs = slices.Clone(rs)
 	slices.SortFunc(rs, byOrder)
+	for i := range rs {
+		delete(t.unreserved, rs[i].Order) // the primary key verifies it
+	}
 	ids, lines, shorts, haves, states := make([]domain.OrderID, n), make([]string, n), make([]string, n), make([]int64, n), make([]string, n)
 	for i := range rs {
 		text, err := encodeLines(rs[i].Lines, false)

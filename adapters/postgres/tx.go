@@ -17,8 +17,9 @@ import (
 
 // View is the database through one pool. It satisfies saga.Store[*Tx] and consumers.Store[*Tx].
 type View struct {
-	db   *DB
-	pool *pgxpool.Pool
+	db       *DB
+	pool     *pgxpool.Pool
+	presumes bool
 }
 
 // Bounds of starting over: full jitter between 0 and a limit that doubles (F24).
@@ -33,7 +34,7 @@ const (
 func (v *View) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
-		err := v.once(ctx, fn)
+		err := v.once(ctx, fn, attempt > 1)
 		if missingPartition(err) && attempt < maxAttempts { // whoever finds that the outbox has no room makes it
 			if err := v.db.makeRoom(ctx); err != nil {
 				return err
@@ -54,21 +55,27 @@ func (v *View) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) er
 	}
 }
 
-func (v *View) once(parent context.Context, fn func(ctx context.Context, tx *Tx) error) error {
+func (v *View) once(parent context.Context, fn func(ctx context.Context, tx *Tx) error, careful bool) error {
 	ctx, cancel := context.WithTimeoutCause(parent, v.db.cfg.TxTimeout, errTimeout)
 	defer cancel()
-	tx := &Tx{db: v.db, pool: v.pool}
+	tx := &Tx{db: v.db, pool: v.pool, presumed: presumed{careful: careful || !v.presumes}}
 	defer tx.release(ctx)
 	if err := fn(ctx, tx); err != nil {
+		tx.learn(err)
 		return err
 	}
-	if len(tx.emitted) == 0 {
-		return tx.commit(ctx)
+	return tx.finish(ctx)
+}
+
+// finish commits. The relay hears of what is left in the outbox before anybody can see it: one that met it first would send it again when it heard.
+func (t *Tx) finish(ctx context.Context) error {
+	committed, done := false, func(bool) {}
+	if len(t.emitted) > 0 {
+		done = t.db.announce(t.emitted)
 	}
-	// The relay hears of the rows before anybody can see them: one that met them first would send them again when it heard.
-	committed, done := false, v.db.announce(tx.emitted)
 	defer func() { done(committed) }()
-	err := tx.commit(ctx)
+	err := t.commit(ctx)
+	t.learn(err) // before anybody acts on what was committed
 	committed = err == nil
 	return err
 }
@@ -92,7 +99,8 @@ type Tx struct {
 	placingAhead      *readAhead[bool] // order ids that are locked to be placed, or will be by what is ahead
 	ordersAhead       *readAhead[int64]
 	buriedAhead       *readAhead[bool]
-	newKeys           bool // presumed of those that FindKeys will be asked for next
+	presumed
+	newKeys bool // presumed of those that FindKeys will be asked for next
 }
 
 type statement struct {
@@ -122,7 +130,7 @@ func (t *Tx) commit(ctx context.Context) error {
 	if t.err != nil {
 		return t.err
 	}
-	if len(t.queued) == 0 && !t.open {
+	if t.verify(); len(t.queued) == 0 && !t.open {
 		return nil
 	}
 	return t.send(ctx, true)

@@ -27,11 +27,23 @@ func opOf(d *consumers.Delivery) (domain.PaymentOp, bool) {
 	return "", false
 }
 
+// opening lists the orders whose payment begins with this batch.
+func opening(batch []*consumers.Delivery) []domain.OrderID {
+	var out []domain.OrderID
+	for _, d := range batch {
+		if first[*events.AuthorizePayment](d) {
+			out = append(out, orderOf(d))
+		}
+	}
+	return out
+}
+
 // Prepare starts the rows and makes the calls.
 func (p *Payment[T]) Prepare(ctx context.Context, batch []*consumers.Delivery) (consumers.Apply[T], error) {
 	met := make(map[*consumers.Delivery]domain.Begin, len(batch))
 	var due []domain.PaymentStep
 	err := p.calls.db.InTx(ctx, func(ctx context.Context, tx T) error {
+		tx.PresumeUnpaid(opening(batch))
 		pays, err := tx.LockPayments(ctx, ordersOf(batch))
 		if err != nil {
 			return err

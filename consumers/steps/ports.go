@@ -11,6 +11,9 @@ import (
 type StockTx interface {
 	// ForeseeReservations says which LockReservations will be asked for next: it may be read ahead, and locked, with another round trip.
 	ForeseeReservations(orders []domain.OrderID)
+	// PresumeUnreserved presumes that nothing was reserved for the orders, nor refused: LockReservations, which will be asked next for just these,
+	// answers so without looking. Where that is wrong the transaction does not commit but starts over.
+	PresumeUnreserved(orders []domain.OrderID)
 	// LockReservations reads the reservations of orders and locks them in sorted order; orders that have none are left out.
 	LockReservations(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Reservation, error)
 	// LockStock reads stock rows and locks them in sorted order; SKUs that have none are left out.
@@ -26,6 +29,8 @@ type StockTx interface {
 type PaymentTx interface {
 	// ForeseePayments says which LockPayments will be asked for next, as ForeseeReservations.
 	ForeseePayments(orders []domain.OrderID)
+	// PresumeUnpaid presumes that there are no rows of the orders, as PresumeUnreserved does.
+	PresumeUnpaid(orders []domain.OrderID)
 	// LockPayments reads the barrier rows of orders and locks them in sorted order; an order's authorize row is the lock of them all, and
 	// what its holder inserted while this call waited for it is in the answer. Every order is, with no steps if it has none.
 	LockPayments(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Payment, error)

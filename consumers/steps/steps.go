@@ -54,3 +54,9 @@ func ordersOf(batch []*consumers.Delivery) []domain.OrderID {
 func lapsed(expiresAtMs int64, now saga.Clock) bool {
 	return expiresAtMs != 0 && now().After(time.UnixMilli(expiresAtMs))
 }
+
+// first reports a command of a kind that was not sent again by us: nothing is known of its order yet, as a rule.
+func first[M any](d *consumers.Delivery) bool {
+	_, is := d.Data.(M)
+	return is && d.Ticket == 0
+}

@@ -24,6 +24,10 @@ func (s *Stock[T]) Prepare(context.Context, []*consumers.Delivery) (consumers.Ap
 
 // Foresee implements consumers.Foresight.
 func (s *Stock[T]) Foresee(tx T, batch []*consumers.Delivery) {
+	if !slices.ContainsFunc(batch, func(d *consumers.Delivery) bool { return !first[*events.ReserveStock](d) }) {
+		tx.PresumeUnreserved(ordersOf(batch))
+		return
+	}
 	tx.ForeseeReservations(ordersOf(batch))
 }
 

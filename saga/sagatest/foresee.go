@@ -1,6 +1,11 @@
 package sagatest
 
-import "ordersaga/domain"
+import (
+	"github.com/google/uuid"
+
+	"ordersaga/domain"
+	"ordersaga/events"
+)
 
 // ForeseeSagas implements saga.Tx. In memory there is no round trip to spare.
 func (tx *Tx) ForeseeSagas([]domain.OrderID) {}
@@ -10,6 +15,15 @@ func (tx *Tx) ForeseeReservations([]domain.OrderID) {}
 
 // ForeseePayments implements steps.PaymentTx.
 func (tx *Tx) ForeseePayments([]domain.OrderID) {}
+
+// PresumeUnpaid implements steps.PaymentTx.
+func (tx *Tx) PresumeUnpaid([]domain.OrderID) {}
+
+// PresumeUnreserved implements steps.StockTx.
+func (tx *Tx) PresumeUnreserved([]domain.OrderID) {}
+
+// PresumeFirst implements consumers.Tx.
+func (tx *Tx) PresumeFirst(events.Group, []uuid.UUID) {}
 
 // ForeseePlacing implements saga.Tx.
 func (tx *Tx) ForeseePlacing([]domain.OrderID) {}
