@@ -193,6 +193,7 @@ type item[T Tx] struct {
 	at       int   // its position in the batch
 	again    []int // more positions, if it was delivered more than once with one ticket
 	err      error // known without the handler: undecodable, or what failed its transaction
+	early    bool  // it came ahead of its copy from Kafka: unless all goes well it is left to that
 	skip     bool  // a copy of a type that is another group's by now: settle it without the handler
 	twin     bool  // another item of this batch has its id
 	reused   bool  // another record of this batch has its id and another payload
@@ -240,6 +241,12 @@ func (r *run[T]) receive(batch []events.Record) {
 		it := &items[i]
 		it.d, it.at = &deliveries[i], i
 		r.receiveOne(it, &batch[i])
+		if it.early = batch[i].Offset == EarlyOffset; it.early {
+			r.stats.Early++
+			if it.err != nil {
+				continue
+			}
+		}
 		if it.skip && it.d.Ticket == 0 {
 			r.settled[i] = true
 			r.stats.Foreign++
@@ -496,6 +503,9 @@ func (r *run[T]) prepare(ctx context.Context, items []*item[T]) {
 	if len(acting) < len(items) {
 		r.transact(ctx, slices.DeleteFunc(slices.Clone(items), (*item[T]).actor), nil)
 	}
+	if acting = leaveEarly(acting); len(acting) == 0 {
+		return
+	}
 	switch {
 	case ctx.Err() != nil:
 	case outage(err) != "":
@@ -554,6 +564,17 @@ func (r *run[T]) hold(items []*item[T], err error) {
 	}
 	r.stats.Counts[Hold] += len(items)
 	r.cfg.Observer.Held(r.cfg.Name, outage(err), len(items), longest, err)
+}
+
+// leaveEarly gives up the items that came ahead of their copies: those copies try again, and tell what is wrong. It answers the others.
+func leaveEarly[T Tx](items []*item[T]) []*item[T] {
+	left := make([]*item[T], 0, len(items))
+	for _, it := range items {
+		if it.done = it.done || it.early; !it.done {
+			left = append(left, it)
+		}
+	}
+	return left
 }
 
 // split takes a failed batch apart: by partition, then in halves.

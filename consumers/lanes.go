@@ -4,6 +4,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"ordersaga/events"
 )
 
@@ -24,8 +26,11 @@ type Lanes struct {
 	lanes   map[Lane]*lane
 	order   []*lane // round robin, from next on
 	next    int
-	waiting int // records that are in no batch
+	waiting int // records that are in no batch, early ones included
 	size    int
+
+	offered         []*early // that wait, in order
+	ahead, aheadOld map[uuid.UUID]*early
 }
 
 type lane struct {
@@ -53,7 +58,8 @@ const (
 // Batch is records taken from lanes, on their way through a handler.
 type Batch struct {
 	Records []events.Record
-	from    []seat // of each record
+	from    []seat   // of the first of them
+	early   []*early // of the others
 }
 
 // seat is where a record is in its lane: the number of records that the lane has ever held before it.
@@ -69,18 +75,37 @@ func NewLanes(due func(*events.Record) time.Time, overlap bool) *Lanes {
 	return &Lanes{due: due, overlap: overlap, lanes: map[Lane]*lane{}}
 }
 
-// Add appends records to their lanes, in their order. It keeps the slice: nobody may write to it any more.
-func (l *Lanes) Add(records []events.Record) {
+// Add appends records to their lanes, in their order. It keeps the slice: nobody may write to it any more. Lanes may advance by it, where a record
+// was settled ahead of its coming.
+func (l *Lanes) Add(records []events.Record) []Place {
 	var ln *lane
+	var touched []*lane
 	for i := range records {
 		r := &records[i]
 		if ln == nil || ln.id.Partition != r.Partition || ln.id.Topic != r.Topic {
 			ln = l.lane(Lane{r.Topic, r.Partition})
 		}
-		ln.records = append(ln.records, held{record: r})
+		state, e := l.meetEarly(r)
+		switch state {
+		case laneWaiting:
+			l.waiting++
+		case laneRunning:
+			ln.running++
+			e.copy = seat{ln, ln.removed + len(ln.records)}
+		case laneSettled:
+			touched = touch(touched, ln)
+		}
+		ln.records = append(ln.records, held{r, state})
 	}
-	l.waiting += len(records)
 	l.size += len(records)
+	return l.advance(touched)
+}
+
+func touch(touched []*lane, ln *lane) []*lane {
+	if n := len(touched); n > 0 && touched[n-1] == ln || slices.Contains(touched, ln) {
+		return touched
+	}
+	return append(touched, ln)
 }
 
 func (l *Lanes) lane(id Lane) *lane {
@@ -93,19 +118,19 @@ func (l *Lanes) lane(id Lane) *lane {
 	return ln
 }
 
-// Take answers up to limit records that are due, of the lanes that want (nil: of all), evenly over them; nil if there are none.
+// Take answers up to limit records that are due, of the lanes that want (nil: of all), evenly over them, then early ones; nil if there are none.
 func (l *Lanes) Take(now time.Time, limit int, want func(Lane) bool) *Batch {
 	if l.waiting == 0 {
 		return nil
 	}
 	ready := l.ready(now, want)
-	if len(ready) == 0 {
+	if len(ready) == 0 && len(l.offered) == 0 {
 		return nil
 	}
 	room := min(limit, l.waiting)
 	b := &Batch{Records: make([]events.Record, 0, room), from: make([]seat, 0, room)}
 	// An even share for each lane first, so that a long one does not starve the others; what is left over goes round again.
-	for share := max(1, limit/len(ready)); len(b.Records) < limit && len(ready) > 0; {
+	for share := max(1, limit/max(1, len(ready))); len(b.Records) < limit && len(ready) > 0; {
 		left := ready[:0]
 		for _, ln := range ready {
 			n := min(share, limit-len(b.Records))
@@ -115,7 +140,10 @@ func (l *Lanes) Take(now time.Time, limit int, want func(Lane) bool) *Batch {
 		}
 		ready = left
 	}
-	l.next = (l.next + 1) % len(l.order)
+	l.next = (l.next + 1) % max(1, len(l.order))
+	if l.takeEarly(b, limit, want); len(b.Records) == 0 {
+		return nil
+	}
 	return b
 }
 
@@ -180,23 +208,34 @@ func (l *Lanes) takeFrom(ln *lane, b *Batch, n int, now time.Time) bool {
 func (l *Lanes) Settle(b *Batch, settled []bool) []Place {
 	touched := make([]*lane, 0, len(l.order))
 	for i, at := range b.from {
-		ln := at.lane
-		if ln.dropped {
-			continue
-		}
-		j := at.n - ln.removed
-		ln.running--
-		if settled[i] {
-			ln.records[j].state = laneSettled
-		} else {
-			ln.records[j].state = laneWaiting
-			ln.begin = min(ln.begin, j)
-			l.waiting++
-		}
-		if n := len(touched); (n == 0 || touched[n-1] != ln) && !slices.Contains(touched, ln) {
-			touched = append(touched, ln)
+		if !at.dropped {
+			l.release(at, settled[i]) //nolint:gosec // a flag a record: the Pump sees to it
+			touched = touch(touched, at.lane)
 		}
 	}
+	for i, e := range b.early {
+		if ln := l.settleEarly(e, settled[len(b.from)+i]); ln != nil {
+			touched = touch(touched, ln)
+		}
+	}
+	return l.advance(touched)
+}
+
+// release takes a record back that ran.
+func (l *Lanes) release(at seat, settled bool) {
+	ln, i := at.lane, at.n-at.removed
+	ln.running--
+	if settled {
+		ln.records[i].state = laneSettled
+		return
+	}
+	ln.records[i].state = laneWaiting
+	ln.begin = min(ln.begin, i)
+	l.waiting++
+}
+
+// advance answers how far lanes may go, and forgets what is settled up to there.
+func (l *Lanes) advance(touched []*lane) []Place {
 	var marks []Place
 	for _, ln := range touched {
 		n := 0
@@ -237,6 +276,7 @@ func (ln *lane) remove(n int) {
 // Drop forgets lanes: they belong to somebody else now.
 func (l *Lanes) Drop(lanes []Lane) {
 	for _, id := range lanes {
+		l.dropEarly(id)
 		ln := l.lanes[id]
 		if ln == nil {
 			continue

@@ -107,8 +107,31 @@ func (p *Pump) Add(records []events.Record) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.lanes.Add(records)
+	if marks := p.lanes.Add(records); len(marks) > 0 {
+		p.mark(marks)
+		p.free()
+	}
 	p.rouse()
+}
+
+// Offer hands over a record that its writer has committed in this process, ahead of its copy from Kafka: with the partition that it will lie in. If it is
+// taken, and handled well, its copy is settled without being handled. Taking it is a favour: what is refused, or fails, comes from Kafka like any
+// other. The record must have an id; nobody may write to it any more.
+func (p *Pump) Offer(r *events.Record) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.crews) == 0 || slices.Contains(p.leaving, Lane{r.Topic, r.Partition}) || !p.lanes.Offer(r, p.cfg.MaxBatch) {
+		return false
+	}
+	p.rouse()
+	return true
+}
+
+// mark tells how far lanes may advance. The lock is held: marks of a lane must not overtake each other, nor come after its Drain.
+func (p *Pump) mark(marks []Place) {
+	if len(marks) > 0 && p.cfg.Mark != nil {
+		p.cfg.Mark(marks)
+	}
 }
 
 // Drain ends the batches that have records of the given lanes, waits for them until ctx ends, and forgets the lanes. What the
@@ -309,7 +332,7 @@ func (p *Pump) gather(ctx context.Context, w *worker) {
 	w.gatherer = nil
 }
 
-// settle takes a batch back, marks what may be, and reports whether all of it was settled.
+// settle takes a batch back, marks what may be, and reports whether all of it that came from Kafka was settled.
 func (p *Pump) settle(b *Batch, settled []bool) bool {
 	if len(settled) != len(b.Records) {
 		settled = make([]bool, len(b.Records)) // a handler that answers for other records than it got has settled none
@@ -317,10 +340,8 @@ func (p *Pump) settle(b *Batch, settled []bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.running, b)
-	if marks := p.lanes.Settle(b, settled); len(marks) > 0 && p.cfg.Mark != nil {
-		p.cfg.Mark(marks) // under the lock: marks of a lane must not overtake each other, nor come after its Drain
-	}
+	p.mark(p.lanes.Settle(b, settled))
 	p.free()
 	p.rouse()
-	return !slices.Contains(settled, false)
+	return !slices.Contains(settled[:len(b.from)], false)
 }

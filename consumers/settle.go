@@ -42,6 +42,9 @@ var (
 	againVerdict  = &Verdict{Kind: Again}
 )
 
+// final reports a verdict that an early delivery may come to. Of any other nothing is kept: its copy from Kafka comes to it.
+func (v *Verdict) final() bool { return v.Kind == Done || v.Kind == Repeat }
+
 func verdictOf(v Verdict) *Verdict {
 	if v.Kind == Done {
 		return doneVerdict
@@ -66,9 +69,14 @@ func (r *run[T]) transact(ctx context.Context, items []*item[T], apply Apply[T])
 		verdicts, err = r.decide(ctx, tx, items, apply)
 		return err
 	})
-	switch {
-	case err == nil:
+	if err == nil {
 		r.settleAll(verdicts)
+		return
+	}
+	if items = leaveEarly(items); len(items) == 0 {
+		return
+	}
+	switch {
 	case ctx.Err() != nil: // what is left will be delivered again
 	case outage(err) != "":
 		r.hold(items, err)
@@ -117,6 +125,10 @@ func (r *run[T]) settleAll(verdicts []decided[T]) {
 	}
 	var held map[string]*heldBack
 	for _, d := range verdicts {
+		if d.it.early && !d.v.final() {
+			d.it.done = true
+			continue
+		}
 		if d.v.Kind != Hold {
 			r.settle(d.it, *d.v, d.err)
 			continue
@@ -359,6 +371,9 @@ func (w *writes) flush(ctx context.Context, tx Tx) error {
 // write adds what a verdict leaves; it may answer another verdict, where a copy would be too large to be sent.
 func (r *run[T]) write(w *writes, c *claim[T], v Verdict, out []events.Envelope, now time.Time) Verdict {
 	d := c.it.d
+	if c.it.early && !v.final() {
+		return v
+	}
 	if v.Kind == Done && c.row == nil && r.cfg.Inbox != InboxAll && !d.Replay { // nearly always
 		w.out = append(w.out, out...)
 		return v

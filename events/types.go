@@ -153,8 +153,11 @@ type Type struct {
 	// Urgent is a message that a customer's order waits for, and that may overtake others of its order, as its reader answers whatever comes in any
 	// order. It goes to Kafka with the commit; what is not urgent waits some milliseconds for company.
 	Urgent bool
-	// Joins is an urgent message that the order can hardly go on with before another one has come: it may wait a little for any company.
-	Joins bool
+	// Joins is how long an urgent message may wait for others to its topic, as its order can hardly go on with it before a call of the gateway has
+	// been answered. 0: not at all.
+	Joins time.Duration
+	// Opens is an urgent command with which an order begins to be worked on: those of several orders may be gathered, so that they go on together.
+	Opens bool
 	New   func() any
 
 	ce     []byte       // CE, as headers share it; nobody writes to a header's value
@@ -182,10 +185,22 @@ func urgent(t Type) Type {
 	return t
 }
 
-func joins(t Type) Type {
-	t.Joins = true
+func opens(t Type) Type {
+	t.Opens = true
 	return t
 }
+
+func joins(within time.Duration, t Type) Type {
+	t.Joins = within
+	return t
+}
+
+// A payment takes its order two transactions and a call: some seven milliseconds with a gateway that is quick. Stock is reserved meanwhile, in company, and the
+// coordinator told so together with the payment's reply.
+const (
+	reserveWithin  = 4 * time.Millisecond
+	reservedWithin = 10 * time.Millisecond
+)
 
 // Types is the table.
 var Types = []Type{
@@ -196,14 +211,14 @@ var Types = []Type{
 	public[OrderEvent](TOrderRejected, TopicEvents, ""),
 	public[OrderEvent](TOrderCancelled, TopicEvents, ""),
 
-	urgent(internal[ReserveStock](TReserveStock, TopicStock, GroupStock, false)),
+	joins(reserveWithin, urgent(internal[ReserveStock](TReserveStock, TopicStock, GroupStock, false))),
 	internal[CommitStock](TCommitStock, TopicStock, GroupStock, true),
-	urgent(internal[AuthorizePayment](TAuthorizePayment, TopicPayment, GroupPayment, false)),
+	opens(urgent(internal[AuthorizePayment](TAuthorizePayment, TopicPayment, GroupPayment, false))),
 	urgent(internal[CapturePayment](TCapturePayment, TopicPayment, GroupPayment, false)),
 	internal[ReleaseStock](TReleaseStock, TopicCompensation, GroupCompensationStock, true),
 	internal[ReversePayment](TReversePayment, TopicCompensation, GroupCompensationPayment, true),
 
-	joins(urgent(internal[StockReserved](TStockReserved, TopicReplies, GroupCoordinator, true))),
+	joins(reservedWithin, urgent(internal[StockReserved](TStockReserved, TopicReplies, GroupCoordinator, true))),
 	urgent(internal[StockRejected](TStockRejected, TopicReplies, GroupCoordinator, true)),
 	internal[StockCommitted](TStockCommitted, TopicReplies, GroupCoordinator, true),
 	internal[StockReleased](TStockReleased, TopicReplies, GroupCoordinator, true),

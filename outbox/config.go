@@ -1,6 +1,10 @@
 package outbox
 
-import "time"
+import (
+	"time"
+
+	"ordersaga/events"
+)
 
 // Config tunes a relay. Zero fields take the defaults of DefaultConfig.
 type Config struct {
@@ -8,6 +12,10 @@ type Config struct {
 	Name string
 	// Wake receives after commits of this process that left something in the outbox. May be nil: then the relay polls only.
 	Wake <-chan struct{}
+
+	// Offer hands an urgent message that was committed in this process to its reader here, ahead of its way through Kafka, and answers whether
+	// that has taken it. Then nobody waits for Kafka, and the message goes there in company. It must not block. May be nil.
+	Offer func(r events.Record) (taken bool)
 
 	// MaxUnacked and MaxUnackedBytes bound what was handed to the producer and not acknowledged yet, in records and in bytes of their
 	// values. Reading stops there.
@@ -31,15 +39,18 @@ type Config struct {
 	PollMax time.Duration
 	// GatherMax bounds how long a wake waits for more rows in a hot stream.
 	GatherMax time.Duration
-	// HandOverEvery is the least time between two moments at which urgent messages go to the producer, and JoinWithin how long such of them as may
-	// wait for others do so.
-	HandOverEvery time.Duration
-	JoinWithin    time.Duration
+	// OpenEvery is the least time between two moments at which the commands go with which orders begin to be worked on (events.Type.Opens); later commands
+	// of other orders take them along. So those of several orders go on together, and each transaction that follows is one for all of them.
+	// 0: they go at once.
+	OpenEvery time.Duration
 	// RowsEvery is the least time between two windows for announced messages that are not urgent: they wait for company, as each window, and each
 	// fetch and transaction that follow from it, costs the same for many messages as for one. CursorsEvery is that between two
 	// windows which only let the cursors pass what was handed over.
 	RowsEvery    time.Duration
 	CursorsEvery time.Duration
+	// Awaited reports that somebody in this process waits for what goes by such a window (a public event): then they are a fifth of RowsEvery apart.
+	// May be nil.
+	Awaited func() bool
 
 	// BackoffMin and BackoffMax bound the wait after a failure; it doubles, with full jitter.
 	BackoffMin time.Duration
@@ -64,9 +75,7 @@ var DefaultConfig = Config{
 	PollMin:         5 * time.Millisecond,
 	PollMax:         250 * time.Millisecond,
 	GatherMax:       4 * time.Millisecond,
-	HandOverEvery:   0, // at once: what there is of a batch goes together anyway
-	JoinWithin:      4 * time.Millisecond,
-	RowsEvery:       20 * time.Millisecond,
+	RowsEvery:       100 * time.Millisecond,
 	CursorsEvery:    100 * time.Millisecond,
 	BackoffMin:      50 * time.Millisecond,
 	BackoffMax:      5 * time.Second,
@@ -96,8 +105,6 @@ func (c Config) withDefaults() Config {
 	or(&c.PollMin, d.PollMin)
 	or(&c.PollMax, d.PollMax)
 	or(&c.GatherMax, d.GatherMax)
-	or(&c.HandOverEvery, d.HandOverEvery)
-	or(&c.JoinWithin, d.JoinWithin)
 	or(&c.RowsEvery, d.RowsEvery)
 	or(&c.CursorsEvery, d.CursorsEvery)
 	or(&c.BackoffMin, d.BackoffMin)

@@ -71,15 +71,15 @@ func (r *Relay) judge(own []handover, committed, all bool) (due []*handover) {
 	w := wantNothing
 	for i := range own {
 		h := &own[i]
-		urgent, joins := urgency(h.m)
+		t := typeOf(h.m)
 		switch {
 		case !committed || h.state == met: // if it has committed after all, the log has it
 			r.forgetHandover(h)
-		case urgent && r.reads(h.m.Shard, now) && r.roomy():
+		case t.Urgent && r.reads(h.m.Shard, now) && r.roomy():
 			h.state = handed
 			r.inFlight++
 			r.bytes += len(h.m.Payload)
-			r.leaving.add(h, joins, now, &r.cfg)
+			r.leaving[lineOf(t)].add(h, t, now, &r.cfg)
 			w = max(w, wantCursors)
 		default:
 			h.state = left
@@ -89,14 +89,11 @@ func (r *Relay) judge(own []handover, committed, all bool) (due []*handover) {
 	if committed && !all {
 		w = wantRows
 	}
-	if w > r.want {
-		r.want, r.wantSince = w, now
-		signal(r.nudge)
-	}
+	r.wants(w, now)
 	return r.leave(now)
 }
 
-// leaving is what was handed over and goes to the producer at a common moment.
+// leaving is what was handed over and goes at a common moment.
 type leaving struct {
 	queue []*handover
 	due   time.Time // when the queue goes; meaningless while it is empty
@@ -104,10 +101,29 @@ type leaving struct {
 	timer *time.Timer
 }
 
-func (l *leaving) add(h *handover, joins bool, now time.Time, c *Config) {
-	at := l.last.Add(c.HandOverEvery)
-	if joins {
-		at = now.Add(c.JoinWithin)
+// The lines in which urgent messages wait for company: what goes to one reader goes together.
+const (
+	lineStock = iota
+	linePayment
+	lineReplies
+	numLines
+)
+
+func lineOf(t *events.Type) int {
+	switch t.Topic {
+	case events.TopicStock:
+		return lineStock
+	case events.TopicPayment:
+		return linePayment
+	default:
+		return lineReplies
+	}
+}
+
+func (l *leaving) add(h *handover, t *events.Type, now time.Time, c *Config) {
+	at := now.Add(t.Joins)
+	if t.Opens {
+		at = l.last.Add(c.OpenEvery)
 	}
 	if len(l.queue) == 0 || at.Before(l.due) {
 		l.due = at
@@ -116,21 +132,23 @@ func (l *leaving) add(h *handover, joins bool, now time.Time, c *Config) {
 }
 
 // leave answers what is due, or sees to it that it goes when it is. The lock is held.
-func (r *Relay) leave(now time.Time) []*handover {
-	l := &r.leaving
-	if len(l.queue) == 0 {
-		return nil
-	}
-	if wait := l.due.Sub(now); wait > 0 {
-		if l.timer == nil {
-			l.timer = time.AfterFunc(wait, r.leaveLate)
-		} else {
-			l.timer.Reset(wait)
+func (r *Relay) leave(now time.Time) (due []*handover) {
+	for i := range r.leaving {
+		l := &r.leaving[i]
+		if len(l.queue) == 0 {
+			continue
 		}
-		return nil
+		if wait := l.due.Sub(now); wait > 0 {
+			if l.timer == nil {
+				l.timer = time.AfterFunc(wait, r.leaveLate)
+			} else {
+				l.timer.Reset(wait)
+			}
+			continue
+		}
+		due = append(due, l.queue...)
+		l.queue, l.last = nil, now
 	}
-	due := l.queue
-	l.queue, l.last = nil, now
 	return due
 }
 
@@ -141,23 +159,70 @@ func (r *Relay) leaveLate() {
 	r.send(due)
 }
 
+// send hands each message to its reader in this process, if there is one that takes it, and to the producer. What a reader has taken can wait for
+// the log, where it goes to the producer with others.
 func (r *Relay) send(due []*handover) {
-	for _, h := range due {
-		record, err := h.m.Record()
-		if err != nil {
+	records := make([]events.Record, len(due))
+	taken := make([]bool, len(due))
+	early := 0
+	for i, h := range due {
+		var err error
+		if records[i], err = h.m.Record(); err != nil {
+			due[i] = nil
 			r.answered(h, err)
 			continue
 		}
-		r.producer.Produce(r.produce, record, func(err error) { r.answered(h, err) })
+		if taken[i] = r.cfg.Offer != nil && r.cfg.Offer(records[i]); taken[i] {
+			early++
+		}
+	}
+	if early > 0 {
+		r.leaveToTheLog(due, taken, early)
+	}
+	for i, h := range due {
+		if h != nil && !taken[i] {
+			r.producer.Produce(r.produce, records[i], func(err error) { r.answered(h, err) })
+		}
 	}
 }
 
-// urgency says whether a message goes to the producer with its commit, and whether it may wait for company even so.
-func urgency(m *Message) (urgent, joins bool) {
-	if t, ok := events.TypeOf(m.Type); ok {
-		return t.Urgent, t.Joins
+// leaveToTheLog gives back the messages that a reader has taken. One that the log has met already, and waits for, goes to the producer at once.
+func (r *Relay) leaveToTheLog(due []*handover, taken []bool, early int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.early += early
+	for i, h := range due {
+		switch {
+		case !taken[i]:
+		case h.shard != nil:
+			taken[i] = false
+		default:
+			h.state = left
+			r.inFlight--
+			r.bytes -= len(h.m.Payload)
+			r.wants(wantRows, time.Now())
+		}
 	}
-	return false, false
+	if r.roomy() {
+		signal(r.room)
+	}
+}
+
+// wants has the log read within the time that a want stands for. The lock is held.
+func (r *Relay) wants(w want, now time.Time) {
+	if w > r.want {
+		r.want, r.wantSince = w, now
+		signal(r.nudge)
+	}
+}
+
+var patient events.Type // what is raw, and what we do not know
+
+func typeOf(m *Message) *events.Type {
+	if t, ok := events.TypeOf(m.Type); ok {
+		return t
+	}
+	return &patient
 }
 
 // forgetHandover also deals with an id that was announced twice: the later one stays. The lock is held.

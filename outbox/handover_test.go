@@ -19,7 +19,7 @@ func of(order uuid.UUID, typ events.Name, value string) Message {
 	return Message{Shard: ShardOf(order), ID: events.NewID(), Type: typ, OrderID: order, Payload: []byte(value)}
 }
 
-func urgentOf(value string) Message  { return of(events.NewID(), events.TReserveStock, value) }
+func urgentOf(value string) Message  { return of(events.NewID(), events.TCapturePayment, value) }
 func patientOf(value string) Message { return of(events.NewID(), events.TCommitStock, value) }
 
 // commit is a transaction that announces what it leaves.
@@ -39,7 +39,9 @@ func requireNothingWaits(t *testing.T, l *memoryLog, r *Relay) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	require.Empty(t, r.handovers)
-	require.Empty(t, r.leaving.queue)
+	for i := range r.leaving {
+		require.Empty(t, r.leaving[i].queue)
+	}
 	require.Zero(t, r.inFlight)
 	require.Zero(t, r.bytes)
 }
@@ -80,15 +82,19 @@ func TestWhatJoinsWaitsALittleForCompany(t *testing.T) {
 		defer stop()
 		settled(time.Second)
 		commit(l, r, of(events.NewID(), events.TStockReserved, "alone"))
-		elapse(DefaultConfig.JoinWithin - time.Millisecond)
+		joins, _ := events.TypeOf(events.TStockReserved)
+		elapse(joins.Joins - time.Millisecond)
 		require.Empty(t, b.values())
 		settled(2 * time.Millisecond)
 		require.Equal(t, []string{"alone"}, b.values())
 		commit(l, r, of(events.NewID(), events.TStockReserved, "joins"))
 		elapse(time.Millisecond)
-		commit(l, r, urgentOf("company"))
+		commit(l, r, urgentOf("no company: a command"))
 		synctest.Wait()
-		require.Equal(t, []string{"alone", "joins", "company"}, b.values())
+		require.Equal(t, []string{"alone", "no company: a command"}, b.values())
+		commit(l, r, of(events.NewID(), events.TPaymentAuthorized, "company"))
+		synctest.Wait()
+		require.Equal(t, []string{"alone", "no company: a command", "joins", "company"}, b.values())
 		settled(time.Second)
 		requireNothingWaits(t, l, r)
 	})
@@ -298,5 +304,111 @@ func TestHandoversUnderStress(t *testing.T) {
 		for _, stop := range stops {
 			stop()
 		}
+	})
+}
+
+// A message that its reader in this process takes goes to Kafka all the same, with a window.
+func TestWhatAReaderTakesGoesToKafkaInCompany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b, h := newMemoryLog(), &broker{}, &heard{}
+		var taken []string
+		full := false
+		r, stop := start(t, l, b, Config{Offer: func(r events.Record) bool {
+			if full {
+				return false
+			}
+			taken = append(taken, string(r.Value))
+			return true
+		}}, h)
+		defer stop()
+		settled(time.Second)
+		for i := range 5 {
+			commit(l, r, urgentOf("m"+strconv.Itoa(i)), patientOf("p"+strconv.Itoa(i)))
+			elapse(time.Millisecond)
+		}
+		require.Equal(t, []string{"m0", "m1", "m2", "m3", "m4"}, taken, "at once, and nothing that is not urgent")
+		require.Empty(t, b.values())
+		settled(DefaultConfig.RowsEvery)
+		require.Len(t, b.values(), 10)
+		full = true
+		commit(l, r, urgentOf("refused"))
+		synctest.Wait()
+		require.Equal(t, "refused", b.values()[10], "it goes at once")
+		settled(time.Second)
+		require.Len(t, b.values(), 11, "nothing twice")
+		h.with(func() {
+			require.Equal(t, 5, h.early)
+			require.Equal(t, 1, h.direct)
+		})
+		requireNothingWaits(t, l, r)
+	})
+}
+
+// The log may meet a message while that still waits for company: then the broker's answer is waited for, though its reader has it.
+func TestAReaderTakesWhatTheLogHasMet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b := newMemoryLog(), &broker{}
+		taken := 0
+		r, stop := start(t, l, b, Config{RowsEvery: time.Millisecond, Offer: func(events.Record) bool { taken++; return true }}, nil)
+		defer stop()
+		settled(time.Second)
+		commit(l, r, of(events.NewID(), events.TStockReserved, "waits"), patientOf("opens a window"))
+		settled(3 * time.Millisecond)
+		require.Zero(t, taken)
+		require.Equal(t, []string{"opens a window"}, b.values())
+		settled(time.Second)
+		require.Equal(t, 1, taken)
+		require.Equal(t, []string{"opens a window", "waits"}, b.values())
+		requireNothingWaits(t, l, r)
+	})
+}
+
+func TestOpeningCommandsGather(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b := newMemoryLog(), &broker{}
+		r, stop := start(t, l, b, Config{OpenEvery: 10 * time.Millisecond}, nil)
+		defer stop()
+		settled(time.Second)
+		open := func(value string) { commit(l, r, of(events.NewID(), events.TAuthorizePayment, value)) }
+		open("first")
+		synctest.Wait()
+		require.Equal(t, []string{"first"}, b.values(), "after a quiet moment nobody waits")
+		elapse(3 * time.Millisecond)
+		open("second")
+		elapse(3 * time.Millisecond)
+		open("third")
+		synctest.Wait()
+		require.Len(t, b.values(), 1)
+		settled(4 * time.Millisecond)
+		require.Equal(t, []string{"first", "second", "third"}, b.values())
+		open("fourth")
+		elapse(2 * time.Millisecond)
+		commit(l, r, of(events.NewID(), events.TCapturePayment, "capture"))
+		synctest.Wait()
+		require.Equal(t, []string{"fourth", "capture"}, b.values()[3:], "it takes along what waits")
+		commit(l, r, of(events.NewID(), events.TPaymentCaptured, "reply"))
+		synctest.Wait()
+		require.Equal(t, "reply", b.values()[5])
+		settled(time.Second)
+		requireNothingWaits(t, l, r)
+	})
+}
+
+func TestWindowsComeSoonerWhenSomebodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b := newMemoryLog(), &broker{}
+		var awaited atomic.Bool
+		r, stop := start(t, l, b, Config{Awaited: awaited.Load}, nil)
+		defer stop()
+		for _, waits := range []bool{false, true} {
+			settled(time.Second)
+			awaited.Store(waits)
+			before := len(b.values())
+			commit(l, r, patientOf("event"))
+			settled(DefaultConfig.RowsEvery / 10)
+			require.Equal(t, waits, len(b.values()) > before)
+		}
+		settled(time.Second)
+		requireNothingWaits(t, l, r)
 	})
 }

@@ -214,8 +214,8 @@ func (r *Relay) attend(ctx context.Context, errands []errand) (ask bool) {
 // report tells the observer what changes with every record.
 func (r *Relay) report() {
 	r.mu.Lock()
-	n, direct := r.acked, r.direct
-	r.acked, r.direct = 0, 0
+	n, direct, early := r.acked, r.direct, r.early
+	r.acked, r.direct, r.early = 0, 0, 0
 	var lag time.Duration
 	for _, s := range r.shards {
 		if !s.behind.IsZero() {
@@ -228,6 +228,9 @@ func (r *Relay) report() {
 	}
 	if direct > 0 {
 		r.obs.HandedOver(direct)
+	}
+	if early > 0 {
+		r.obs.TakenEarly(early)
 	}
 	r.obs.CursorLag(lag)
 }

@@ -11,6 +11,8 @@ type Observer interface {
 	Produced(n int)
 	// HandedOver: so many of them went with the commit of their transaction, without a window.
 	HandedOver(n int)
+	// TakenEarly: so many messages were taken by their readers in this process, ahead of their way through Kafka.
+	TakenEarly(n int)
 	// BacklogSeen: what waits in the outbox, measured every Config.BacklogEvery.
 	BacklogSeen(b Backlog)
 	// CursorLag: how long ago the stored cursors were last level with what was read; 0 if they are.
@@ -37,6 +39,9 @@ func (NoObserver) Produced(int) {}
 
 // HandedOver does nothing.
 func (NoObserver) HandedOver(int) {}
+
+// TakenEarly does nothing.
+func (NoObserver) TakenEarly(int) {}
 
 // BacklogSeen does nothing.
 func (NoObserver) BacklogSeen(Backlog) {}

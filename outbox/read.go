@@ -13,7 +13,7 @@ var (
 )
 
 func (r *Relay) read(ctx context.Context) {
-	p := pace{pollMin: r.cfg.PollMin, pollMax: r.cfg.PollMax, gatherMax: r.cfg.GatherMax, rowsEvery: r.cfg.RowsEvery, cursorsEvery: r.cfg.CursorsEvery}
+	p := pace{pollMin: r.cfg.PollMin, pollMax: r.cfg.PollMax, gatherMax: r.cfg.GatherMax, cursorsEvery: r.cfg.CursorsEvery}
 	failures := 0
 	for r.waitToRead(ctx, &p) {
 		began := time.Now()
@@ -79,9 +79,15 @@ func (r *Relay) waitToRead(ctx context.Context, p *pace) bool {
 	return ctx.Err() == nil
 }
 
+// awaitedShare is which part of RowsEvery is left when somebody waits.
+const awaitedShare = 5
+
 func (r *Relay) until(p *pace) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if p.rowsEvery = r.cfg.RowsEvery; r.cfg.Awaited != nil && r.cfg.Awaited() {
+		p.rowsEvery /= awaitedShare
+	}
 	return p.until(time.Now(), r.want, r.wantSince)
 }
 

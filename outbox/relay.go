@@ -35,11 +35,12 @@ type Relay struct {
 	bytes     int
 	acked     int // since it was last reported
 	direct    int // of them by handover
+	early     int // taken by readers in this process, since it was last reported
 	want      want
 	wantSince time.Time
 	// What writers have announced, by the message's id, until the log meets it.
 	handovers map[uuid.UUID]*handover
-	leaving   leaving
+	leaving   [numLines]leaving
 }
 
 // New makes a relay; Run runs it. observer may be nil.

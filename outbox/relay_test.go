@@ -52,6 +52,7 @@ type heard struct {
 	errs     []string
 	produced int
 	direct   int
+	early    int
 	held     int
 	lag      time.Duration
 	backlog  []Backlog
@@ -80,6 +81,7 @@ func (h *heard) WindowRead(rows int, _ time.Duration) {
 }
 func (h *heard) Produced(n int)            { h.with(func() { h.produced += n }) }
 func (h *heard) HandedOver(n int)          { h.with(func() { h.direct += n }) }
+func (h *heard) TakenEarly(n int)          { h.with(func() { h.early += n }) }
 func (h *heard) BacklogSeen(b Backlog)     { h.with(func() { h.backlog = append(h.backlog, b) }) }
 func (h *heard) CursorLag(d time.Duration) { h.with(func() { h.lag = d }) }
 func (h *heard) LeasesHeld(n int)          { h.with(func() { h.held = n }) }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,7 +25,7 @@ const (
 	drainTimeout     = 12 * time.Second // of a revoked partition's batch: longer than consumers.DefaultDrain, well below rebalanceTimeout
 	commitTimeout    = 5 * time.Second
 	commitEvery      = time.Second
-	fetchWait        = 500 * time.Millisecond
+	fetchWait        = 2 * time.Second
 	fetchPartition   = 512 << 10
 	fetchBytes       = 16 << 20
 	sessionPauseMin  = 250 * time.Millisecond
@@ -49,6 +51,8 @@ type member struct {
 	epochs   map[consumers.Lane][]epochFrom
 	marks    map[string]map[int32]kgo.EpochOffset // mark's own, used again
 	settled  chan struct{}                        // something was marked
+
+	counts map[events.Topic]*atomic.Int32 // partitions of the topics, as last listed
 
 	gone atomic.Bool // the topic was deleted: our marks say nothing about one that has its name now
 }
@@ -90,13 +94,13 @@ func (c *Client) join(group events.Group, topics []events.Topic, pump func(mark 
 	m := &member{
 		c: c, name: c.cfg.Names.Group(group), known: map[string]events.Topic{}, names: map[events.Topic]string{}, ready: make(chan struct{}),
 		assigned: map[consumers.Lane]bool{}, paused: map[consumers.Lane]bool{}, epochs: map[consumers.Lane][]epochFrom{},
-		marks: map[string]map[int32]kgo.EpochOffset{}, settled: make(chan struct{}, 1),
+		marks: map[string]map[int32]kgo.EpochOffset{}, settled: make(chan struct{}, 1), counts: map[events.Topic]*atomic.Int32{},
 	}
 	names := make([]string, 0, len(topics))
 	for _, t := range topics {
 		name := c.cfg.Names.Topic(t)
 		names = append(names, name)
-		m.known[name], m.names[t] = t, name
+		m.known[name], m.names[t], m.counts[t] = t, name, new(atomic.Int32)
 	}
 	m.pump = pump(m.mark)
 	base := []kgo.Opt{
@@ -138,6 +142,7 @@ func (m *member) run(ctx context.Context, poll func(context.Context) kgo.Fetches
 	var wg sync.WaitGroup
 	wg.Go(func() { work(sctx) })
 	wg.Go(func() { m.observe(sctx) })
+	wg.Go(func() { m.count(sctx) })
 	if m.pauses {
 		wg.Go(func() { m.resume(sctx) })
 	}
@@ -391,6 +396,45 @@ func (m *member) resume(ctx context.Context) {
 			m.cl.ResumeFetchPartitions(again)
 		}
 		m.mu.Unlock()
+	}
+}
+
+// keyed answers the partition of a key, as producers do; a record with a key leaves no trace in it.
+var keyed = kgo.StickyKeyPartitioner(nil).ForTopic("")
+
+// offer hands the pump a record ahead of its copy, if that will lie in one of our partitions.
+func (m *member) offer(r *events.Record) bool {
+	n := m.counts[r.Topic].Load()
+	if n == 0 || len(r.Key) == 0 {
+		return false
+	}
+	r.Partition = int32(keyed.Partition(&kgo.Record{Key: r.Key}, int(n))) //nolint:gosec // below n
+	m.mu.Lock()
+	ours := m.assigned[consumers.Lane{Topic: r.Topic, Partition: r.Partition}]
+	m.mu.Unlock()
+	return ours && m.pump.Offer(r)
+}
+
+// count keeps the numbers of partitions. A number that is out of date makes us offer what comes to another member: both act on it, and the barriers of
+// the handlers make that harmless.
+func (m *member) count(ctx context.Context) {
+	tick := time.NewTicker(m.c.cfg.Discover)
+	defer tick.Stop()
+	for {
+		topics, err := m.c.adm.ListTopics(ctx, slices.Collect(maps.Keys(m.known))...)
+		if err != nil && ctx.Err() == nil {
+			m.c.cfg.Observer.KafkaProblem("group "+m.name, fmt.Errorf("count partitions: %w", err))
+		}
+		for name, t := range topics {
+			if of := m.counts[m.known[name]]; of != nil && t.Err == nil {
+				of.Store(int32(len(t.Partitions))) //nolint:gosec // a few thousand at most
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
 }
 

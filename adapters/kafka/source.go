@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -37,6 +38,7 @@ const (
 type Source struct {
 	c   *Client
 	cfg SourceConfig
+	now atomic.Pointer[member] // the session that runs, if one does
 }
 
 var _ consumers.Source = (*Source)(nil)
@@ -63,7 +65,14 @@ func (c *Client) NewSource(cfg SourceConfig) (*Source, error) {
 	if err := checkName("topic", c.cfg.Names.Topic(cfg.Topic), false); err != nil {
 		return nil, err
 	}
-	return &Source{c, cfg}, nil
+	return &Source{c: c, cfg: cfg}, nil
+}
+
+// Offer hands over a record of the source's topic that was committed in this process and is on its way to Kafka, so that the group need not wait for
+// it to come from there: if its partition is ours, and nothing is in its way. See consumers.Pump.
+func (s *Source) Offer(r events.Record) bool {
+	m := s.now.Load()
+	return m != nil && r.Topic == s.cfg.Topic && m.offer(&r)
 }
 
 // Run is consumers.Source's. It returns nil when ctx has ended, after what was settled is committed and the group is left.
@@ -81,6 +90,8 @@ func (s *Source) session(ctx context.Context, handle consumers.HandleFunc) error
 	if err != nil {
 		return err
 	}
+	s.now.Store(m)
+	defer s.now.Store(nil)
 	// Two batches for each worker: one that it works on, one that is ready when it comes back.
 	high := 2 * s.cfg.MaxBatch * s.cfg.Inflight
 	return m.run(ctx,

@@ -61,6 +61,7 @@
 //	ordersaga_outbox_oldest_age_seconds               gauge      -                        age of the oldest row not known to be in Kafka
 //	ordersaga_outbox_published_total                  counter    -                        records that Kafka acknowledged
 //	ordersaga_outbox_handed_over_total                counter    -                        of them those that went with the commit of their transaction
+//	ordersaga_outbox_taken_early_total                counter    -                        messages that their readers in this process took ahead of their way through Kafka
 //	ordersaga_outbox_set_aside_total                  counter    kind                     records that Kafka refuses for good: message, or dead_letter (went without its value)
 //	ordersaga_outbox_shards_leased                    gauge      -                        shards that this relay holds
 //	ordersaga_outbox_window_duration_seconds          histogram  -                        one read of the outbox

@@ -18,6 +18,7 @@ type outboxMetrics struct {
 	windowRows    prometheus.Observer
 	published     prometheus.Counter
 	handedOver    prometheus.Counter
+	takenEarly    prometheus.Counter
 	rows          prometheus.Gauge
 	oldest        prometheus.Gauge
 	measured      prometheus.Gauge
@@ -36,6 +37,7 @@ func newOutboxMetrics(f promauto.Factory) outboxMetrics {
 		windowRows:    histogram(f, s, "window_rows", "Rows found by one read of the outbox.", sizes).WithLabelValues(),
 		published:     counter(f, s, "published_total", "Records that Kafka acknowledged.").WithLabelValues(),
 		handedOver:    counter(f, s, "handed_over_total", "Of them those that went with the commit of their transaction.").WithLabelValues(),
+		takenEarly:    counter(f, s, "taken_early_total", "Messages that their readers in this process took ahead of their way through Kafka.").WithLabelValues(),
 		rows:          gauge(f, s, "backlog_rows", "Rows that wait in the outbox.").WithLabelValues(),
 		oldest:        gauge(f, s, "oldest_age_seconds", "Age of the oldest row that is not known to be in Kafka.").WithLabelValues(),
 		measured:      gauge(f, s, "backlog_measured_timestamp_seconds", "When the backlog was last measured; 0 if never.").WithLabelValues(),
@@ -68,6 +70,9 @@ func (m *outboxMetrics) Produced(n int) { m.published.Add(float64(n)) }
 
 // HandedOver is outbox.Observer's.
 func (m *outboxMetrics) HandedOver(n int) { m.handedOver.Add(float64(n)) }
+
+// TakenEarly is outbox.Observer's.
+func (m *outboxMetrics) TakenEarly(n int) { m.takenEarly.Add(float64(n)) }
 
 // BacklogSeen is outbox.Observer's.
 func (m *outboxMetrics) BacklogSeen(b outbox.Backlog) {

@@ -21,6 +21,7 @@ import (
 	"ordersaga/adapters/telemetry"
 	"ordersaga/consumers"
 	"ordersaga/domain"
+	"ordersaga/events"
 	"ordersaga/saga"
 	"ordersaga/schemas"
 )
@@ -62,7 +63,8 @@ type App struct {
 	intake   *saga.Intake[tx]
 	admit    *admission
 
-	outside      *kafka.Producer // what PublishCommand sends with
+	readers      map[events.Topic]*kafka.Source // of the groups that run here and are alone with their topics
+	outside      *kafka.Producer                // what PublishCommand sends with
 	closers      []func()
 	mu           sync.Mutex // of cfg while it is reloaded, and of what follows
 	gatewayAsked time.Time

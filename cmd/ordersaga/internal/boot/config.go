@@ -143,8 +143,10 @@ type Intake struct {
 
 // Consumers sizes the groups.
 type Consumers struct {
-	MaxBatch        int `koanf:"max_batch" doc:"records of a group in one transaction"`
-	PaymentInflight int `koanf:"payment_batches" doc:"batches of payments at a time"`
+	MaxBatch        int           `koanf:"max_batch" doc:"records of a group in one transaction"`
+	PaymentInflight int           `koanf:"payment_batches" doc:"batches of payments at a time"`
+	Early           bool          `koanf:"early" doc:"act on what was committed in this process while it is on its way through Kafka"`
+	Gather          time.Duration `koanf:"gather" doc:"how long orders wait, at most, to go on to payment together: less CPU, more latency; 0: not at all"`
 }
 
 // Retention is how long what is no longer needed stays.
@@ -203,7 +205,7 @@ func Defaults() Config {
 		Retry:     Retry{Delays: []time.Duration{5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute}},
 		Saga:      Saga{Forward: 15 * time.Minute, Retriable: 45 * time.Second, Compensating: 45 * time.Second, Sweep: time.Second},
 		Intake:    Intake{Workers: 1, MaxBatch: 128, Queue: 1024, MaxRunning: 1_000_000, MaxLag: time.Minute, MaxDelay: 5 * time.Second, MinDisk: 512 << 20, CacheTTL: 10 * time.Second, CacheSize: 10_000},
-		Consumers: Consumers{MaxBatch: 500, PaymentInflight: 4},
+		Consumers: Consumers{MaxBatch: 500, PaymentInflight: 4, Early: true},
 		Retention: Retention{Inbox: 7 * 24 * time.Hour, Keys: 48 * time.Hour, DeadLetters: 90 * 24 * time.Hour},
 		Log:       Log{Level: "info", Format: "json"},
 		Trace:     Trace{Sample: 0.01},
@@ -369,6 +371,9 @@ func (c *Config) check() error {
 		if n < 1 {
 			bad("%s: at least 1, not %d", key, n)
 		}
+	}
+	if c.Consumers.Gather < 0 || c.Consumers.Gather > time.Second {
+		bad("consumers.gather: 0 to 1s, not %s; 10ms spares much, more spares little", c.Consumers.Gather)
 	}
 	if n := c.Database.Operators; n == 1 { // maintenance holds a lock on one and works on another (F23)
 		bad("database.operator_conns: at least 2, not %d", n)

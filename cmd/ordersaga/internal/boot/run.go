@@ -133,6 +133,7 @@ func (a *App) batchStage() stage {
 func (a *App) workStage(ctx context.Context) (stage, error) {
 	var st stage
 	var retried []consumers.Retried
+	a.readers = map[events.Topic]*kafka.Source{}
 	db := a.db.For(postgres.Consumers)
 	var calls *steps.GatewayCalls[tx]
 	if a.gateway != nil {
@@ -165,6 +166,9 @@ func (a *App) workStage(ctx context.Context) (stage, error) {
 		src, err := a.kafka.NewSource(kafka.SourceConfig{Group: spec.group, Topic: topic, MaxBatch: a.cfg.Consumers.MaxBatch, Inflight: spec.inflight, Gather: spec.gather})
 		if err != nil {
 			return nil, err
+		}
+		if topic != events.TopicCommands && topic != events.TopicCompensation { // those come from outside, or have two groups and no hurry
+			a.readers[topic] = src
 		}
 		retried = append(retried, g)
 		st = append(st, task{"group " + string(spec.group), func(ctx context.Context) error { return src.Run(ctx, g.Handle) }})
@@ -230,9 +234,32 @@ func (a *App) relayStage() (stage, error) {
 	}
 	a.closers = append(a.closers, p.Close)
 	name, log := a.cfg.Kafka.InstanceID, postgres.NewOutboxLog(a.db)
-	r := outbox.New(log, p, outbox.Config{Name: name}, a.observer)
+	cfg := outbox.Config{Name: name, OpenEvery: a.cfg.Consumers.Gather, Awaited: a.awaited}
+	if a.cfg.Consumers.Early {
+		cfg.Offer = a.offer
+	}
+	r := outbox.New(log, p, cfg, a.observer)
 	a.db.AnnounceTo(r.Announce)
 	return stage{{"relay", r.Run}}, nil
+}
+
+// awaited reports that somebody waits for a public event at the HTTP interface of this process.
+func (a *App) awaited() bool {
+	if a.hub == nil {
+		return false
+	}
+	select {
+	case <-a.hub.Awaited():
+		return true
+	default:
+		return false
+	}
+}
+
+// offer hands a message to its group, if that runs here.
+func (a *App) offer(r events.Record) bool {
+	src, ok := a.readers[r.Topic]
+	return ok && src.Offer(r)
 }
 
 // houseStage is what keeps the house: partitions, retention, operations left half done, metrics, reloading.
