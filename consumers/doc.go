@@ -15,6 +15,9 @@
 // A panic of a handler is poison for the record that causes it. A verdict that the database does not take stops consumption: to go on
 // would be to lose a record.
 //
+// A record may be handed over by its writer, ahead of its copy from Kafka (early.go). Of the failure of such a one nothing is kept: its copy
+// comes to it in full.
+//
 // Parking of later records of a failed key (subscriptions that are Ordered) will sit between claim and apply; see run.decide. Until
 // then NewGroup refuses Ordered.
 //

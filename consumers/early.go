@@ -20,7 +20,8 @@ const maxEarly = 1 << 14
 type early struct {
 	id     uuid.UUID
 	lane   Lane
-	record *events.Record
+	record *events.Record // until it is settled
+	hash   int64          // of its payload, from then on
 	state  earlyState
 	copy   seat // of its copy; no lane: that has not come
 }
@@ -85,7 +86,7 @@ func (l *Lanes) meetEarly(r *events.Record) (laneState, *early) {
 	if e == nil {
 		e = l.aheadOld[id]
 	}
-	if e == nil || e.copy.lane != nil || e.lane.Partition != r.Partition || e.lane.Topic != r.Topic || !bytes.Equal(e.record.Value, r.Value) {
+	if e == nil || e.copy.lane != nil || e.lane.Partition != r.Partition || e.lane.Topic != r.Topic || !e.same(r) {
 		return laneWaiting, nil // the same id with another body is another message, to be told so
 	}
 	if e.state == earlySettled {
@@ -93,6 +94,14 @@ func (l *Lanes) meetEarly(r *events.Record) (laneState, *early) {
 		return laneSettled, nil
 	}
 	return laneRunning, e
+}
+
+// same reports that a record has the early one's body.
+func (e *early) same(r *events.Record) bool {
+	if e.record != nil {
+		return bytes.Equal(e.record.Value, r.Value)
+	}
+	return e.hash == events.PayloadHash(r.Value)
 }
 
 // settleEarly takes an early record back from its batch. It answers the lane of its copy, if that has come.
@@ -106,7 +115,9 @@ func (l *Lanes) settleEarly(e *early, settled bool) *lane {
 	if ln == nil {
 		if !settled {
 			l.forgetEarly(e)
+			return nil
 		}
+		e.hash, e.record = events.PayloadHash(e.record.Value), nil // many wait for their copies
 		return nil
 	}
 	l.forgetEarly(e)

@@ -12,7 +12,7 @@ import (
 // Delivery is a record as a handler sees it.
 type Delivery struct {
 	events.Envelope
-	Record  events.Record // as it lies in Kafka; for a retry copy, in its retry topic
+	Record  events.Record // as it lies in Kafka; for a retry copy, in its retry topic. With EarlyOffset, as it will lie there
 	Group   events.Group
 	Attempt int       // 1 for the first delivery; grows with every failed attempt
 	Ticket  int64     // of a retry or replay copy; 0 for an original

@@ -58,7 +58,8 @@ type IdempotencyKey struct {
 type Tx interface {
 	// ForeseeSagas says which LockSagas will be asked for next: it may be read ahead, and locked, with another round trip.
 	ForeseeSagas(ids []domain.OrderID)
-	// LockSagas reads sagas and locks them in sorted order. Ids that have none are left out.
+	// LockSagas reads sagas and locks them in sorted order. Ids that have none are left out. A store may answer what it has written last instead: where
+	// that is not so any more, the transaction does not commit but starts over.
 	LockSagas(ctx context.Context, ids []domain.OrderID) (map[domain.OrderID]*Instance, error)
 	SaveSagas(ctx context.Context, changes []Change) error
 	AppendHistory(ctx context.Context, entries []HistoryEntry) error

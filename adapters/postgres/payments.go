@@ -93,7 +93,7 @@ func (t *Tx) SavePayments(_ context.Context, ps []*domain.Payment) error {
 	t.readFromNow()
 	for _, p := range ps {
 		delete(t.unpaid, p.Order) // the primary key verifies it
-		t.learnedPayments = append(t.learnedPayments, copyPayment(p))
+		t.learnedPayments = append(t.learnedPayments, p)
 		for op := range p.Changed {
 			s := p.Steps[op]
 			if s == nil {

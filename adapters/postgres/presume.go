@@ -20,7 +20,10 @@ import (
 // rests on it, whether or not that changes it.
 
 // recalled bounds what is remembered, in sagas and in payments: those that are under way at a time, at a rate at which round trips count.
-const recalled = 8192
+const recalled = 1024
+
+// presumeAtMost is how many rows are presumed at most: in a large batch the round trip counts for little, and to compare costs more than to read.
+const presumeAtMost = 16
 
 // recall is what this process has written last.
 type recall struct {
@@ -43,6 +46,7 @@ func (r *recall) forget() {
 // presumed is what a transaction rests on, and what of it no statement has verified yet.
 type presumed struct {
 	careful      bool // nothing is presumed: something was wrong the last time
+	relied       bool // something was presumed
 	sagaVersions map[domain.OrderID]int32
 	rechecked    []domain.OrderID // whose payments were compared
 	unpaid       map[domain.OrderID]bool
@@ -58,7 +62,7 @@ func (t *Tx) readFromNow() { t.careful = true }
 
 // PresumeFirst presumes that a group's inbox has no row of the messages, which Inbox will be asked for next.
 func (t *Tx) PresumeFirst(group events.Group, ids []uuid.UUID) {
-	if t.careful || len(ids) == 0 {
+	if t.careful || len(ids) == 0 || len(ids) > presumeAtMost {
 		return
 	}
 	sorted := slices.Clone(ids)
@@ -70,6 +74,7 @@ func (t *Tx) PresumeFirst(group events.Group, ids []uuid.UUID) {
 				part[0], part[len(part)-1], part, string(group))
 		}
 	}
+	t.relied = true
 	t.first = make(map[uuid.UUID]bool, len(ids))
 	for _, id := range ids {
 		t.first[id] = true
@@ -78,7 +83,7 @@ func (t *Tx) PresumeFirst(group events.Group, ids []uuid.UUID) {
 
 // presumeSagas answers copies of the sagas as they were written last, if all of them are known; else nil.
 func (t *Tx) presumeSagas(ids []domain.OrderID) map[domain.OrderID]*saga.Instance {
-	if t.careful {
+	if t.careful || len(ids) > presumeAtMost {
 		return nil
 	}
 	out := make(map[domain.OrderID]*saga.Instance, len(ids))
@@ -89,6 +94,7 @@ func (t *Tx) presumeSagas(ids []domain.OrderID) map[domain.OrderID]*saga.Instanc
 		}
 		out[id] = copySaga(in)
 	}
+	t.relied = true
 	if t.sagaVersions == nil {
 		t.sagaVersions = make(map[domain.OrderID]int32, len(ids))
 	}
@@ -115,9 +121,9 @@ func (t *Tx) versionOf(id domain.OrderID) int32 {
 	return -1
 }
 
-// learnSaga remembers a saga as it is written, once that has committed. One that ended needs no remembering, and since when one is stuck is for
-// the database to say.
-func (t *Tx) learnSaga(in *saga.Instance) { t.learnedSagas = append(t.learnedSagas, copySaga(in)) }
+// learnSaga remembers a saga as it is written, once that has committed. One that ended needs no remembering, since when one is stuck is for the database to
+// say, and what came in a large batch will go on in one, which reads.
+func (t *Tx) learnSaga(in *saga.Instance) { t.learnedSagas = append(t.learnedSagas, in) }
 
 // PresumeUnpaid presumes that the orders have no payment yet: LockPayments answers so without looking.
 func (t *Tx) PresumeUnpaid(orders []domain.OrderID) {
@@ -139,12 +145,14 @@ func (t *Tx) presumePayments(orders []domain.OrderID) map[domain.OrderID]*domain
 			continue
 		}
 		p, ok := t.db.recall.payments.GetIfPresent(id)
-		if !ok {
+		if !ok || len(known) == presumeAtMost {
+			t.unpaid = nil // all are read
 			return nil
 		}
 		out[id] = copyPayment(p)
 		known = append(known, id)
 	}
+	t.relied = true
 	t.verifyPayments(known, out)
 	return out
 }
@@ -178,9 +186,8 @@ func (t *Tx) verifyPayments(known []domain.OrderID, pays map[domain.OrderID]*dom
 
 var verifyPayments = over("id uuid, op text, state text, attempt int", func(u string) string {
 	return `
-SELECT CAST(count(*) = $6 AND count(u.id) = $6 AS presumed)
-FROM payments p LEFT JOIN ` + u + ` ON u.id = p.order_id AND u.op = p.op AND u.state = p.state AND u.attempt = p.attempt
-WHERE p.order_id = ANY($5)`
+SELECT CAST((SELECT count(*) FROM payments WHERE order_id = ANY($5)) = $6 AND count(*) = $6 AS presumed)
+FROM ` + u + ` JOIN payments p ON p.order_id = u.id AND p.op = u.op AND p.state = u.state AND p.attempt = u.attempt`
 })
 
 func copyPayment(p *domain.Payment) *domain.Payment {
@@ -198,6 +205,7 @@ func (t *Tx) PresumeUnreserved(orders []domain.OrderID) {
 	if t.careful || len(orders) == 0 {
 		return
 	}
+	t.relied = true
 	t.unreserved = set(orders)
 	t.reservationsAhead = &readAhead[*domain.Reservation]{ids: set(orders)}
 }
@@ -230,18 +238,19 @@ func (t *Tx) learn(err error) {
 	var away *OutageError
 	switch {
 	case err == nil:
+		few := len(t.learnedSagas)+len(t.learnedPayments) <= 2*presumeAtMost
 		for _, in := range t.learnedSagas {
-			if in.State.Phase.Ended() || in.State.Stuck != nil {
-				r.sagas.Invalidate(in.Order)
+			if few && !in.State.Phase.Ended() && in.State.Stuck == nil {
+				r.sagas.Set(in.Order, copySaga(in))
 			} else {
-				r.sagas.Set(in.Order, in)
+				r.sagas.Invalidate(in.Order)
 			}
 		}
 		for _, p := range t.learnedPayments {
-			if p.Closed() || p.State(domain.Capture) == domain.BarrierDone {
-				r.payments.Invalidate(p.Order)
+			if few && !p.Closed() && p.State(domain.Capture) != domain.BarrierDone {
+				r.payments.Set(p.Order, copyPayment(p))
 			} else {
-				r.payments.Set(p.Order, p)
+				r.payments.Invalidate(p.Order)
 			}
 		}
 		return

@@ -273,3 +273,22 @@ func TestAnOutageForgetsWhatIsKnown(t *testing.T) {
 		return !saga && !payment
 	}, 10*time.Second, 10*time.Millisecond)
 }
+
+// An error that rests on what was presumed is not believed before that was read.
+func TestAnErrorThatRestsOnWhatWasPresumedIsLookedAtAgain(t *testing.T) {
+	db := newDB(t)
+	there := second(t, db)
+	o := newOrder("c", 1)
+	placeOrders(t, db, o)
+	advance(t, there, done("reserve_stock"), o.ID)
+	versions := []int32{}
+	refuse := errors.New("refused")
+	err := db.For(Consumers).InTx(t.Context(), func(ctx context.Context, tx *Tx) error {
+		sagas, err := tx.LockSagas(ctx, []domain.OrderID{o.ID})
+		require.NoError(t, err)
+		versions = append(versions, sagas[o.ID].State.Version)
+		return refuse
+	})
+	require.ErrorIs(t, err, refuse)
+	require.Equal(t, []int32{1, 2}, versions)
+}

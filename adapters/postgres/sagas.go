@@ -71,19 +71,29 @@ func progress(s string) []saga.Progress {
 	return out
 }
 
-// The rows are locked by LockSagas, or have the version that it presumed (-1: locked). A deadline is in microseconds from now, 0: none any more, -1: as it is; a deadline that stands
-// still keeps the update HOT, although its column is named. Since when a saga is stuck stays while the flag stands.
-var saveSagas = over("id uuid, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool, after bigint, stuck bool, why text, owner text, was int", func(u string) string {
-	return `
-WITH saved AS (
+// A deadline is in microseconds from now, 0: none any more, -1: as it is; a deadline that stands still keeps the update HOT, although its column is named.
+// Since when a saga is stuck stays while the flag stands.
+const setSaga = `
 UPDATE sagas s SET version = u.version, sequence = u.seq, phase = u.phase, status = u.status, reason = NULLIF(u.reason, ''), steps = u.steps, undos = u.undos,
   cancel = u.cancel, updated_at = now(), ended_at = CASE WHEN u.ended THEN coalesce(s.ended_at, now()) END,
   deadline = CASE WHEN u.after > 0 THEN now() + u.after * interval '1 microsecond' WHEN u.after < 0 THEN s.deadline END,
   stuck_since = CASE WHEN u.stuck THEN coalesce(s.stuck_since, now()) END, stuck_reason = CASE WHEN u.stuck THEN u.why END,
-  stuck_owner = CASE WHEN u.stuck THEN NULLIF(u.owner, '') END
-FROM ` + u + ` WHERE s.order_id = u.id AND (u.was < 0 OR s.version = u.was) RETURNING 1)
+  stuck_owner = CASE WHEN u.stuck THEN NULLIF(u.owner, '') END`
+
+const savedSaga = "id uuid, version int, seq int, phase text, status text, reason text, steps text, undos text, cancel bool, ended bool, after bigint, stuck bool, why text, owner text"
+
+// saveSagas is for rows that LockSagas has locked, savePresumedSagas for some that it has presumed: those must have the version that they were known by (-1:
+// locked), or nothing is saved.
+var (
+	saveSagas = over(savedSaga, func(u string) string {
+		return setSaga + ` FROM ` + u + ` WHERE s.order_id = u.id`
+	})
+	savePresumedSagas = over(savedSaga+", was int", func(u string) string {
+		return `
+WITH saved AS (` + setSaga + ` FROM ` + u + ` WHERE s.order_id = u.id AND (u.was < 0 OR s.version = u.was) RETURNING 1)
 SELECT CAST(count(*) = $16 AS presumed) FROM saved`
-})
+	})
+)
 
 // SaveSagas stores sagas that LockSagas locked, or presumed to know. The order's status and sequence are columns of the same row.
 func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
@@ -118,7 +128,12 @@ func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 		t.learnSaga(c.Instance)
 	}
 	t.readFromNow()
-	t.queueRows("save sagas", saveSagas, n, []any{ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners, was}, n)
+	columns := []any{ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners}
+	if slices.Max(was) < 0 {
+		t.queueRows("save sagas", saveSagas, n, columns)
+	} else {
+		t.queueRows("save presumed sagas", savePresumedSagas, n, append(columns, was), n)
+	}
 	return nil
 }
 

@@ -34,7 +34,10 @@ const (
 func (v *View) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {
 	pause := firstPause
 	for attempt := 1; ; attempt++ {
-		err := v.once(ctx, fn, attempt > 1)
+		sure, err := v.once(ctx, fn, attempt > 1)
+		if !sure {
+			continue
+		}
 		if missingPartition(err) && attempt < maxAttempts { // whoever finds that the outbox has no room makes it
 			if err := v.db.makeRoom(ctx); err != nil {
 				return err
@@ -55,16 +58,17 @@ func (v *View) InTx(ctx context.Context, fn func(ctx context.Context, tx *Tx) er
 	}
 }
 
-func (v *View) once(parent context.Context, fn func(ctx context.Context, tx *Tx) error, careful bool) error {
+// once runs fn in one transaction. It is not sure of an error of fn's own that rests on what was presumed: that was not verified.
+func (v *View) once(parent context.Context, fn func(ctx context.Context, tx *Tx) error, careful bool) (sure bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(parent, v.db.cfg.TxTimeout, errTimeout)
 	defer cancel()
 	tx := &Tx{db: v.db, pool: v.pool, presumed: presumed{careful: careful || !v.presumes}}
 	defer tx.release(ctx)
 	if err := fn(ctx, tx); err != nil {
 		tx.learn(err)
-		return err
+		return !tx.relied || tx.err != nil || ctx.Err() != nil, err
 	}
-	return tx.finish(ctx)
+	return true, tx.finish(ctx)
 }
 
 // finish commits. The relay hears of what is left in the outbox before anybody can see it: one that met it first would send it again when it heard.

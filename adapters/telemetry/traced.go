@@ -154,12 +154,16 @@ func deliveryAttributes(d *consumers.Delivery) []attribute.KeyValue {
 		semconv.MessagingOperationName("process"),
 		semconv.MessagingDestinationName(string(d.Record.Topic)),
 		semconv.MessagingDestinationPartitionID(strconv.Itoa(int(d.Record.Partition))),
-		semconv.MessagingKafkaOffset(int(d.Record.Offset)),
 		semconv.MessagingConsumerGroupName(string(d.Group)),
 		semconv.MessagingMessageID(d.ID.String()),
 		attribute.String("ordersaga.message.type", string(d.Type)),
 		attribute.String("ordersaga.order.id", d.OrderID.String()),
 		attribute.Int("ordersaga.attempt", d.Attempt),
+	}
+	if d.Record.Offset == consumers.EarlyOffset {
+		attrs = append(attrs, attribute.Bool("ordersaga.early", true))
+	} else {
+		attrs = append(attrs, semconv.MessagingKafkaOffset(int(d.Record.Offset)))
 	}
 	if d.Replay {
 		attrs = append(attrs, attribute.Bool("ordersaga.replay", true))

@@ -32,7 +32,8 @@ type PaymentTx interface {
 	// PresumeUnpaid presumes that there are no rows of the orders, as PresumeUnreserved does.
 	PresumeUnpaid(orders []domain.OrderID)
 	// LockPayments reads the barrier rows of orders and locks them in sorted order; an order's authorize row is the lock of them all, and
-	// what its holder inserted while this call waited for it is in the answer. Every order is, with no steps if it has none.
+	// what its holder inserted while this call waited for it is in the answer. Every order is, with no steps if it has none. A store may answer what it
+	// has written last instead: where that is not so any more, the transaction does not commit but starts over.
 	LockPayments(ctx context.Context, orders []domain.OrderID) (map[domain.OrderID]*domain.Payment, error)
 	// SavePayments stores the steps marked as changed. A step that should be new and appeared meanwhile makes the transaction start over.
 	SavePayments(ctx context.Context, ps []*domain.Payment) error
