@@ -48,8 +48,8 @@ type Config struct {
 	// windows which only let the cursors pass what was handed over.
 	RowsEvery    time.Duration
 	CursorsEvery time.Duration
-	// Awaited reports that somebody in this process waits for what goes by such a window (a public event): then they are a fifth of RowsEvery apart.
-	// May be nil.
+	// Awaited reports that somebody in this process waits for what goes by such a window (a public event): then they are a fifth of RowsEvery apart, as
+	// they are when many messages wait. May be nil.
 	Awaited func() bool
 
 	// BackoffMin and BackoffMax bound the wait after a failure; it doubles, with full jitter.

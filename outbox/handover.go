@@ -51,6 +51,9 @@ func (r *Relay) Announce(ms []Message) (done func(committed bool)) {
 		own = append(own, handover{m: &ms[i]})
 		r.handovers[ms[i].ID] = &own[len(own)-1]
 	}
+	if n := len(r.handovers); n >= company && n-len(own) < company {
+		signal(r.nudge)
+	}
 	all := len(own) == len(ms)
 	return func(committed bool) { r.written(own, committed, all) }
 }
@@ -159,12 +162,15 @@ func (r *Relay) leaveLate() {
 	r.send(due)
 }
 
+// offerAtMost is how many messages go to readers at a time: more are worth their way through Kafka, which is where they should queue.
+const offerAtMost = 32
+
 // send hands each message to its reader in this process, if there is one that takes it, and to the producer. What a reader has taken can wait for
 // the log, where it goes to the producer with others.
 func (r *Relay) send(due []*handover) {
 	records := make([]events.Record, len(due))
 	taken := make([]bool, len(due))
-	early := 0
+	early, offer := 0, r.cfg.Offer != nil && len(due) <= offerAtMost
 	for i, h := range due {
 		var err error
 		if records[i], err = h.m.Record(); err != nil {
@@ -172,7 +178,7 @@ func (r *Relay) send(due []*handover) {
 			r.answered(h, err)
 			continue
 		}
-		if taken[i] = r.cfg.Offer != nil && r.cfg.Offer(records[i]); taken[i] {
+		if taken[i] = offer && r.cfg.Offer(records[i]); taken[i] {
 			early++
 		}
 	}

@@ -348,16 +348,16 @@ func TestWhatAReaderTakesGoesToKafkaInCompany(t *testing.T) {
 func TestAReaderTakesWhatTheLogHasMet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, b := newMemoryLog(), &broker{}
-		taken := 0
-		r, stop := start(t, l, b, Config{RowsEvery: time.Millisecond, Offer: func(events.Record) bool { taken++; return true }}, nil)
+		var taken atomic.Int64
+		r, stop := start(t, l, b, Config{RowsEvery: time.Millisecond, Offer: func(events.Record) bool { taken.Add(1); return true }}, nil)
 		defer stop()
 		settled(time.Second)
 		commit(l, r, of(events.NewID(), events.TStockReserved, "waits"), patientOf("opens a window"))
 		settled(3 * time.Millisecond)
-		require.Zero(t, taken)
+		require.Zero(t, taken.Load())
 		require.Equal(t, []string{"opens a window"}, b.values())
 		settled(time.Second)
-		require.Equal(t, 1, taken)
+		require.EqualValues(t, 1, taken.Load())
 		require.Equal(t, []string{"opens a window", "waits"}, b.values())
 		requireNothingWaits(t, l, r)
 	})
@@ -408,6 +408,45 @@ func TestWindowsComeSoonerWhenSomebodyWaits(t *testing.T) {
 			settled(DefaultConfig.RowsEvery / 10)
 			require.Equal(t, waits, len(b.values()) > before)
 		}
+		settled(time.Second)
+		requireNothingWaits(t, l, r)
+	})
+}
+
+func TestWindowsComeSoonerForManyMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b := newMemoryLog(), &broker{}
+		r, stop := start(t, l, b, Config{}, nil)
+		defer stop()
+		settled(time.Second)
+		for i := range company {
+			commit(l, r, patientOf(strconv.Itoa(i)))
+		}
+		settled(DefaultConfig.RowsEvery / soon)
+		require.Len(t, b.values(), company)
+		settled(time.Second)
+		requireNothingWaits(t, l, r)
+	})
+}
+
+func TestALargeBatchGoesThroughKafka(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b := newMemoryLog(), &broker{}
+		taken := 0
+		r, stop := start(t, l, b, Config{Offer: func(events.Record) bool { taken++; return true }}, nil)
+		defer stop()
+		settled(time.Second)
+		var ms []Message
+		for i := range offerAtMost + 1 {
+			ms = append(ms, urgentOf(strconv.Itoa(i)))
+		}
+		commit(l, r, ms...)
+		synctest.Wait()
+		require.Zero(t, taken)
+		require.Len(t, b.values(), len(ms), "at once")
+		commit(l, r, urgentOf("alone"))
+		synctest.Wait()
+		require.Equal(t, 1, taken)
 		settled(time.Second)
 		requireNothingWaits(t, l, r)
 	})

@@ -79,14 +79,18 @@ func (r *Relay) waitToRead(ctx context.Context, p *pace) bool {
 	return ctx.Err() == nil
 }
 
-// awaitedShare is which part of RowsEvery is left when somebody waits.
-const awaitedShare = 5
+// Where so many announced messages are in each other's company, or somebody waits, windows are so many times closer together: more of them would only be kept
+// longer in memory.
+const (
+	company = 512
+	soon    = 5
+)
 
 func (r *Relay) until(p *pace) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p.rowsEvery = r.cfg.RowsEvery; r.cfg.Awaited != nil && r.cfg.Awaited() {
-		p.rowsEvery /= awaitedShare
+	if p.rowsEvery = r.cfg.RowsEvery; len(r.handovers) >= company || r.cfg.Awaited != nil && r.cfg.Awaited() {
+		p.rowsEvery /= soon
 	}
 	return p.until(time.Now(), r.want, r.wantSince)
 }
