@@ -75,7 +75,7 @@ var DefaultConfig = Config{
 	PollMin:         5 * time.Millisecond,
 	PollMax:         250 * time.Millisecond,
 	GatherMax:       4 * time.Millisecond,
-	RowsEvery:       100 * time.Millisecond,
+	RowsEvery:       50 * time.Millisecond,
 	CursorsEvery:    100 * time.Millisecond,
 	BackoffMin:      50 * time.Millisecond,
 	BackoffMax:      5 * time.Second,
