@@ -22,18 +22,8 @@ type early struct {
 	lane   Lane
 	record *events.Record // until it is settled
 	hash   int64          // of its payload, from then on
-	state  earlyState
-	copy   seat // of its copy; no lane: that has not come
+	copy   seat           // of its copy; no lane: that has not come
 }
-
-type earlyState int8
-
-const (
-	earlyWaiting earlyState = iota
-	earlyRunning
-	earlySettled
-	earlyFailed
-)
 
 // Offer adds a record ahead of its copy from Kafka, with the partition that it will lie in. It is refused where it would overtake what
 // waits already, and where it cannot be recognised again.
@@ -66,7 +56,6 @@ func (l *Lanes) takeEarly(b *Batch, limit int, want func(Lane) bool) {
 			kept = append(kept, e)
 			continue
 		}
-		e.state = earlyRunning
 		l.waiting--
 		b.Records = append(b.Records, *e.record)
 		b.early = append(b.early, e)
@@ -89,7 +78,7 @@ func (l *Lanes) meetEarly(r *events.Record) (laneState, *early) {
 	if e == nil || e.copy.lane != nil || e.lane.Partition != r.Partition || e.lane.Topic != r.Topic || !e.same(r) {
 		return laneWaiting, nil // the same id with another body is another message, to be told so
 	}
-	if e.state == earlySettled {
+	if e.record == nil {
 		l.forgetEarly(e)
 		return laneSettled, nil
 	}
@@ -107,10 +96,6 @@ func (e *early) same(r *events.Record) bool {
 // settleEarly takes an early record back from its batch. It answers the lane of its copy, if that has come.
 func (l *Lanes) settleEarly(e *early, settled bool) *lane {
 	l.size--
-	e.state = earlyFailed
-	if settled {
-		e.state = earlySettled
-	}
 	ln := e.copy.lane
 	if ln == nil {
 		if !settled {

@@ -241,11 +241,8 @@ func (r *run[T]) receive(batch []events.Record) {
 		it := &items[i]
 		it.d, it.at = &deliveries[i], i
 		r.receiveOne(it, &batch[i])
-		if it.early = batch[i].Offset == EarlyOffset; it.early {
-			r.stats.Early++
-			if it.err != nil {
-				continue
-			}
+		if it.early = batch[i].Offset == EarlyOffset; it.early && it.err != nil {
+			continue
 		}
 		if it.skip && it.d.Ticket == 0 {
 			r.settled[i] = true

@@ -10,7 +10,6 @@ import (
 type BatchStats struct {
 	Group        events.Group
 	Records      int
-	Early        int // ahead of their copies from Kafka
 	Foreign      int // of another group on the same topic
 	Stale        int // of those with the verdict Repeat: retry or replay copies whose ticket was not the row's any more
 	Counts       [numKinds]int

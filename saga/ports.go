@@ -17,6 +17,13 @@ type Instance struct {
 	State State
 }
 
+// Clone answers a copy that shares nothing with it.
+func (in *Instance) Clone() *Instance {
+	c := *in
+	c.State = in.State.clone()
+	return &c
+}
+
 // Change is a saga after a decision, to be saved. The order's row changes only where the status or the sequence did.
 type Change struct {
 	*Instance

@@ -52,7 +52,7 @@ func TestMembersTakeEarlyWhatWillLieInTheirPartitions(t *testing.T) {
 			require.False(t, src.Offer(message(events.TReserveStock, uuid.New())), "it has not begun")
 			runs(k, func(ctx context.Context) error { return src.Run(ctx, handle) })
 		}
-		counted := func(m *member) bool { return m != nil && m.counts[events.TopicStock].Load() == 6 }
+		counted := func(m *member) bool { return m != nil && m.partitions.Load() == 6 }
 		shared := func() bool {
 			a, b := members[0].now.Load(), members[1].now.Load()
 			if !counted(a) || !counted(b) {

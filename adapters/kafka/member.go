@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,7 +50,8 @@ type member struct {
 	marks    map[string]map[int32]kgo.EpochOffset // mark's own, used again
 	settled  chan struct{}                        // something was marked
 
-	counts map[events.Topic]*atomic.Int32 // partitions of the topics, as last listed
+	offered    events.Topic // whose records writers of this process may offer; empty: none
+	partitions atomic.Int32 // of that topic, as last listed
 
 	gone atomic.Bool // the topic was deleted: our marks say nothing about one that has its name now
 }
@@ -94,13 +93,13 @@ func (c *Client) join(group events.Group, topics []events.Topic, pump func(mark 
 	m := &member{
 		c: c, name: c.cfg.Names.Group(group), known: map[string]events.Topic{}, names: map[events.Topic]string{}, ready: make(chan struct{}),
 		assigned: map[consumers.Lane]bool{}, paused: map[consumers.Lane]bool{}, epochs: map[consumers.Lane][]epochFrom{},
-		marks: map[string]map[int32]kgo.EpochOffset{}, settled: make(chan struct{}, 1), counts: map[events.Topic]*atomic.Int32{},
+		marks: map[string]map[int32]kgo.EpochOffset{}, settled: make(chan struct{}, 1),
 	}
 	names := make([]string, 0, len(topics))
 	for _, t := range topics {
 		name := c.cfg.Names.Topic(t)
 		names = append(names, name)
-		m.known[name], m.names[t], m.counts[t] = t, name, new(atomic.Int32)
+		m.known[name], m.names[t] = t, name
 	}
 	m.pump = pump(m.mark)
 	base := []kgo.Opt{
@@ -142,7 +141,9 @@ func (m *member) run(ctx context.Context, poll func(context.Context) kgo.Fetches
 	var wg sync.WaitGroup
 	wg.Go(func() { work(sctx) })
 	wg.Go(func() { m.observe(sctx) })
-	wg.Go(func() { m.count(sctx) })
+	if m.offered != "" {
+		wg.Go(func() { m.count(sctx) })
+	}
 	if m.pauses {
 		wg.Go(func() { m.resume(sctx) })
 	}
@@ -404,7 +405,7 @@ var keyed = kgo.StickyKeyPartitioner(nil).ForTopic("")
 
 // offer hands the pump a record ahead of its copy, if that will lie in one of our partitions.
 func (m *member) offer(r *events.Record) bool {
-	n := m.counts[r.Topic].Load()
+	n := m.partitions.Load()
 	if n == 0 || len(r.Key) == 0 {
 		return false
 	}
@@ -415,20 +416,19 @@ func (m *member) offer(r *events.Record) bool {
 	return ours && m.pump.Offer(r)
 }
 
-// count keeps the numbers of partitions. A number that is out of date makes us offer what comes to another member: both act on it, and the barriers of
+// count keeps the number of partitions. One that is out of date makes us offer what comes to another member: both act on it, and the barriers of
 // the handlers make that harmless.
 func (m *member) count(ctx context.Context) {
 	tick := time.NewTicker(m.c.cfg.Discover)
 	defer tick.Stop()
+	name := m.names[m.offered]
 	for {
-		topics, err := m.c.adm.ListTopics(ctx, slices.Collect(maps.Keys(m.known))...)
+		topics, err := m.c.adm.ListTopics(ctx, name)
 		if err != nil && ctx.Err() == nil {
 			m.c.cfg.Observer.KafkaProblem("group "+m.name, fmt.Errorf("count partitions: %w", err))
 		}
-		for name, t := range topics {
-			if of := m.counts[m.known[name]]; of != nil && t.Err == nil {
-				of.Store(int32(len(t.Partitions))) //nolint:gosec // a few thousand at most
-			}
+		if t, ok := topics[name]; ok && t.Err == nil {
+			m.partitions.Store(int32(len(t.Partitions))) //nolint:gosec // a few thousand at most
 		}
 		select {
 		case <-ctx.Done():

@@ -90,6 +90,7 @@ func (s *Source) session(ctx context.Context, handle consumers.HandleFunc) error
 	if err != nil {
 		return err
 	}
+	m.offered = s.cfg.Topic
 	s.now.Store(m)
 	defer s.now.Store(nil)
 	// Two batches for each worker: one that it works on, one that is ready when it comes back.

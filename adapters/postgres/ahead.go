@@ -78,9 +78,6 @@ func (t *Tx) ForeseeSagas(ids []domain.OrderID) {
 // ForeseeReservations reads ahead what LockReservations will be asked for.
 func (t *Tx) ForeseeReservations(ids []domain.OrderID) {
 	ids = sorted(ids)
-	if len(t.unreserved) > 0 {
-		return // it is presumed that there are none
-	}
 	rows := make(map[domain.OrderID]*domain.Reservation, len(ids))
 	t.foresee(func() { t.queueLockReservations(ids, rows) })
 	t.reservationsAhead = &readAhead[*domain.Reservation]{set(ids), rows}

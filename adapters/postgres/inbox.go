@@ -35,8 +35,6 @@ func (t *Tx) Inbox(ctx context.Context, group events.Group, ids []uuid.UUID) (ma
 			return out, nil
 		}
 	}
-	sorted := slices.Clone(ids)
-	slices.SortFunc(sorted, compareUUIDs)
 	scan := func(r pgx.Rows) error {
 		var row consumers.InboxRow
 		if err := r.Scan((*[16]byte)(&row.MessageID), (*string)(&row.State), &row.Ticket, &row.Hash); err != nil {
@@ -45,13 +43,18 @@ func (t *Tx) Inbox(ctx context.Context, group events.Group, ids []uuid.UUID) (ma
 		out[row.MessageID] = row
 		return nil
 	}
-	n, _ := slices.BinarySearchFunc(sorted, firstTimed, compareUUIDs)
-	for _, part := range [][]uuid.UUID{sorted[:n], sorted[n:]} {
-		if len(part) > 0 {
-			t.queueRead("read inbox", readInbox, []any{part[0], part[len(part)-1], part, string(group)}, scan)
-		}
+	for _, part := range inboxParts(ids) {
+		t.queueRead("read inbox", readInbox, []any{part[0], part[len(part)-1], part, string(group)}, scan)
 	}
 	return out, t.send(ctx, false)
+}
+
+// inboxParts sorts ids, and parts those that are hashes from those that carry a time; parts without any are left out.
+func inboxParts(ids []uuid.UUID) [][]uuid.UUID {
+	sorted := slices.Clone(ids)
+	slices.SortFunc(sorted, compareUUIDs)
+	n, _ := slices.BinarySearchFunc(sorted, firstTimed, compareUUIDs)
+	return slices.DeleteFunc([][]uuid.UUID{sorted[:n], sorted[n:]}, func(part []uuid.UUID) bool { return len(part) == 0 })
 }
 
 // firstTimed is the least id that carries a time; those below are hashes (events.Identity).

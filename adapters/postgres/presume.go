@@ -65,14 +65,9 @@ func (t *Tx) PresumeFirst(group events.Group, ids []uuid.UUID) {
 	if t.careful || len(ids) == 0 || len(ids) > presumeAtMost {
 		return
 	}
-	sorted := slices.Clone(ids)
-	slices.SortFunc(sorted, compareUUIDs)
-	n, _ := slices.BinarySearchFunc(sorted, firstTimed, compareUUIDs)
-	for _, part := range [][]uuid.UUID{sorted[:n], sorted[n:]} {
-		if len(part) > 0 {
-			t.queue("verify inbox", `SELECT CAST(NOT EXISTS (SELECT FROM inbox WHERE message_id BETWEEN $1 AND $2 AND message_id = ANY($3) AND grp = $4) AS presumed)`,
-				part[0], part[len(part)-1], part, string(group))
-		}
+	for _, part := range inboxParts(ids) {
+		t.queue("verify inbox", `SELECT CAST(NOT EXISTS (SELECT FROM inbox WHERE message_id BETWEEN $1 AND $2 AND message_id = ANY($3) AND grp = $4) AS presumed)`,
+			part[0], part[len(part)-1], part, string(group))
 	}
 	t.relied = true
 	t.first = make(map[uuid.UUID]bool, len(ids))
@@ -92,7 +87,7 @@ func (t *Tx) presumeSagas(ids []domain.OrderID) map[domain.OrderID]*saga.Instanc
 		if !ok {
 			return nil
 		}
-		out[id] = copySaga(in)
+		out[id] = in.Clone()
 	}
 	t.relied = true
 	if t.sagaVersions == nil {
@@ -105,12 +100,6 @@ func (t *Tx) presumeSagas(ids []domain.OrderID) map[domain.OrderID]*saga.Instanc
 		t.queue("lock presumed sagas", `SELECT FROM sagas WHERE order_id = ANY($1) ORDER BY order_id FOR NO KEY UPDATE`, ids)
 	}
 	return out
-}
-
-func copySaga(in *saga.Instance) *saga.Instance {
-	c := *in
-	c.State.Steps, c.State.Undos = slices.Clone(in.State.Steps), slices.Clone(in.State.Undos)
-	return &c
 }
 
 // versionOf is the version that a saga must have to be updated; -1 if its row was read and is locked.
@@ -241,7 +230,7 @@ func (t *Tx) learn(err error) {
 		few := len(t.learnedSagas)+len(t.learnedPayments) <= 2*presumeAtMost
 		for _, in := range t.learnedSagas {
 			if few && !in.State.Phase.Ended() && in.State.Stuck == nil {
-				r.sagas.Set(in.Order, copySaga(in))
+				r.sagas.Set(in.Order, in.Clone())
 			} else {
 				r.sagas.Invalidate(in.Order)
 			}

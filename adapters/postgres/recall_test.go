@@ -217,7 +217,6 @@ func TestPresumptionsThatLeaveNothingAreVerified(t *testing.T) {
 	inTx(t, db, func(ctx context.Context, tx *Tx) error {
 		looks++
 		tx.PresumeUnreserved([]domain.OrderID{reserved.ID})
-		tx.ForeseeReservations([]domain.OrderID{reserved.ID})
 		rs, err := tx.LockReservations(ctx, []domain.OrderID{reserved.ID})
 		require.NoError(t, err)
 		require.Equal(t, looks > 1, rs[reserved.ID] != nil)
