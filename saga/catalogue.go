@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -25,11 +26,12 @@ type CatalogueConfig struct {
 var DefaultCatalogue = CatalogueConfig{Products: 100_000, TTL: 25 * time.Second, Absent: 3 * time.Second, Load: 5 * time.Second}
 
 // CachedCatalogue remembers products for a while. What many ask for at once is loaded once; a caller that gives up does not take the
-// load from the others; a load that failed is not remembered.
+// load from the others; a load that failed is not remembered. A load takes along what was asked for lately and would have to be loaded soon after it.
 type CachedCatalogue struct {
 	source Catalogue
 	cfg    CatalogueConfig
-	cache  *otter.Cache[domain.SKU, shelfEntry]
+	cache  *otter.Cache[domain.SKU, *shelfEntry]
+	clock  steadyClock
 
 	ctx    context.Context //nolint:containedctx // of the loads: they outlive the caller that began them; Close ends it
 	cancel context.CancelFunc
@@ -38,12 +40,19 @@ type CachedCatalogue struct {
 	mu      sync.Mutex
 	closed  bool
 	flights map[domain.SKU]*flight
+	ending  map[int64][]domain.SKU // products that end by a second of the clock, until that has passed
 }
 
 type shelfEntry struct {
 	product domain.Product
 	found   bool
+	lasts   time.Duration
+	ends    int64       // the second of the clock; of one that was found
+	used    atomic.Bool // asked for since it was loaded
 }
+
+// alongAtMost bounds what a load takes along.
+const alongAtMost = 256
 
 // flight is one load under way, of one or more products.
 type flight struct {
@@ -62,18 +71,13 @@ func (steadyClock) Tick(time.Duration) <-chan time.Time { return nil }
 
 // NewCachedCatalogue puts a cache before source. Close ends the loads under way.
 func NewCachedCatalogue(source Catalogue, cfg CatalogueConfig) (*CachedCatalogue, error) {
-	c := &CachedCatalogue{source: source, cfg: cfg, flights: map[domain.SKU]*flight{}}
+	c := &CachedCatalogue{source: source, cfg: cfg, flights: map[domain.SKU]*flight{}, ending: map[int64][]domain.SKU{}, clock: steadyClock{time.Now()}}
 	var err error
-	c.cache, err = otter.New(&otter.Options[domain.SKU, shelfEntry]{
-		MaximumSize: cfg.Products,
-		Clock:       steadyClock{time.Now()},
-		Executor:    func(fn func()) { fn() },
-		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[domain.SKU, shelfEntry]) time.Duration {
-			if e.Value.found {
-				return jitter(cfg.TTL)
-			}
-			return jitter(cfg.Absent)
-		}),
+	c.cache, err = otter.New(&otter.Options[domain.SKU, *shelfEntry]{
+		MaximumSize:      cfg.Products,
+		Clock:            c.clock,
+		Executor:         func(fn func()) { fn() },
+		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[domain.SKU, *shelfEntry]) time.Duration { return e.Value.lasts }),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("catalogue cache: %w", err)
@@ -124,8 +128,45 @@ func (c *CachedCatalogue) remembered(sku domain.SKU, out map[domain.SKU]domain.P
 	e, ok := c.cache.GetIfPresent(sku)
 	if ok && e.found {
 		out[sku] = e.product
+		if !e.used.Load() {
+			e.used.Store(true)
+		}
 	}
 	return ok
+}
+
+// remember keeps what a load has found; the lock is held.
+func (c *CachedCatalogue) remember(sku domain.SKU, p domain.Product, found bool) {
+	e := &shelfEntry{product: p, found: found, lasts: jitter(c.cfg.Absent)}
+	if found {
+		e.lasts = jitter(c.cfg.TTL)
+		e.ends = c.second(e.lasts)
+		c.ending[e.ends] = append(c.ending[e.ends], sku)
+	}
+	c.cache.Set(sku, e)
+}
+
+// second is that of the clock in which d will have passed.
+func (c *CachedCatalogue) second(d time.Duration) int64 {
+	return (c.clock.NowNano() + int64(d)) / int64(time.Second)
+}
+
+// along answers products that were asked for since they were loaded and end within a second, or a tenth of their time; the lock is held.
+func (c *CachedCatalogue) along() (skus []domain.SKU) {
+	until := c.second(min(time.Second, c.cfg.TTL/10))
+	for at, list := range c.ending { // some more than the seconds of a TTL
+		if at > until {
+			continue
+		}
+		delete(c.ending, at)
+		for _, sku := range list {
+			e, ok := c.cache.GetEntryQuietly(sku)
+			if ok && e.Value.ends == at && e.Value.used.Load() && c.flights[sku] == nil && len(skus) < alongAtMost {
+				skus = append(skus, sku)
+			}
+		}
+	}
+	return skus
 }
 
 // board joins the flights under way and begins one for what none carries. What landed since the caller looked is put into landed.
@@ -147,6 +188,7 @@ func (c *CachedCatalogue) board(skus []domain.SKU, landed map[domain.SKU]domain.
 	if len(fresh) == 0 {
 		return out, nil
 	}
+	fresh = append(fresh, c.along()...)
 	slices.Sort(fresh)
 	fresh = slices.Compact(fresh)
 	f := &flight{done: make(chan struct{}), stale: map[domain.SKU]bool{}}
@@ -170,7 +212,7 @@ func (c *CachedCatalogue) load(f *flight, skus []domain.SKU) {
 		delete(c.flights, sku)
 		if f.err == nil {
 			p, ok := f.found[sku]
-			c.cache.Set(sku, shelfEntry{p, ok})
+			c.remember(sku, p, ok)
 		}
 	}
 	close(f.done)

@@ -220,3 +220,36 @@ func TestCatalogueIsBounded(t *testing.T) {
 	}
 	require.LessOrEqual(t, c.Size(), 150)
 }
+
+// Many products that are asked for all the time are loaded together, not one by one as each of them ends; what nobody asks for is let go.
+func TestCatalogueLoadsTogetherWhatEndsSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n, unwanted = 60, 10
+		src := &counted{prices: prices{of: map[domain.SKU]int64{}}}
+		var skus []domain.SKU
+		for i := range n {
+			skus = append(skus, domain.SKU(fmt.Sprintf("sku-%d", i)))
+			src.of[skus[i]] = 100
+		}
+		c := cached(t, src) // a minute
+		defer c.Close()
+		_, err := c.Products(t.Context(), skus)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, src.loads.Load())
+		seconds := 600
+		for i := range seconds {
+			for _, sku := range skus[unwanted:] {
+				require.EqualValues(t, 100, price(t, c, sku))
+			}
+			if i == 1 {
+				c.Invalidate(skus[n-1])
+			}
+			<-time.After(time.Second)
+		}
+		loads, asked := int(src.loads.Load()), int(src.asked.Load())
+		require.Less(t, loads, 350, "one by one there would be 500")
+		require.GreaterOrEqual(t, asked, (n-unwanted)*seconds/72, "none lives longer than 1.2 of its time")
+		require.LessOrEqual(t, asked, n+(n-unwanted)*seconds/47+n, "nor is one loaded much before it ends, or that nobody asks for")
+		require.LessOrEqual(t, c.Size(), n)
+	})
+}
