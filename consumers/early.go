@@ -35,17 +35,28 @@ func (l *Lanes) Offer(r *events.Record, limit int) bool {
 	}
 	r.Offset = EarlyOffset
 	e := &early{id: id, lane: Lane{r.Topic, r.Partition}, record: r}
+	l.remember(e)
+	l.offered = append(l.offered, e)
+	l.waiting++
+	l.size++
+	return true
+}
+
+// Settled notes a message that was handled ahead of its record: with which id, for which lane, with which payload.
+func (l *Lanes) Settled(id uuid.UUID, lane Lane, hash int64) {
+	if l.ahead[id] == nil && l.aheadOld[id] == nil {
+		l.remember(&early{id: id, lane: lane, hash: hash})
+	}
+}
+
+func (l *Lanes) remember(e *early) {
 	if len(l.ahead) >= maxEarly/2 { // those that Kafka has not brought by now are met by the barriers of their handlers
 		l.ahead, l.aheadOld = nil, l.ahead
 	}
 	if l.ahead == nil {
 		l.ahead = map[uuid.UUID]*early{}
 	}
-	l.ahead[id] = e
-	l.offered = append(l.offered, e)
-	l.waiting++
-	l.size++
-	return true
+	l.ahead[e.id] = e
 }
 
 // takeEarly fills a batch up with early records.

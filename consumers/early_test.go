@@ -102,6 +102,13 @@ func TestEarlyRecordsAndTheirCopiesAreOne(t *testing.T) {
 					offered = append(offered, i)
 				}
 			},
+			"handled ahead": func(t *rapid.T) {
+				if i, ok := pick(t, &unborn); ok {
+					l.Settled(events.Identity(&pool[i]), Lane{events.TopicStock, pool[i].Partition}, events.PayloadHash(pool[i].Value))
+					settled[i] = true
+					offered = append(offered, i)
+				}
+			},
 			"comes": func(t *rapid.T) {
 				if i, ok := pick(t, &offered); ok {
 					add(i)

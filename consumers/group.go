@@ -67,6 +67,8 @@ type Group[T Tx] struct {
 	store   Store[T]
 	handler Handler[T]
 	retry   map[events.Topic]bool
+	next    *Group[T] // see FollowedBy; nil: none
+	reach   Reach     // of next
 }
 
 // NewGroup makes a Group. It answers an error that says what to change if the configuration cannot work.
@@ -182,9 +184,11 @@ func pause(ctx context.Context, d time.Duration) {
 // run is one batch on its way.
 type run[T Tx] struct {
 	*Group[T]
-	stats   BatchStats
-	items   []*item[T]
-	settled []bool // by position in the batch
+	stats    BatchStats
+	items    []*item[T]
+	settled  []bool   // by position in the batch
+	followed followed // in the transaction that runs, or ran last
+	alone    bool     // nothing is followed: a transaction that was has failed
 }
 
 // item is one message of a batch, with all its deliveries.

@@ -11,6 +11,7 @@ type BatchStats struct {
 	Group        events.Group
 	Records      int
 	Foreign      int // of another group on the same topic
+	Followed     int // of those with the verdict Done: handled in the transaction that emitted them, so Transactions counts none for them
 	Stale        int // of those with the verdict Repeat: retry or replay copies whose ticket was not the row's any more
 	Counts       [numKinds]int
 	Transactions int

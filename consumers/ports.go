@@ -59,6 +59,13 @@ type Foresight[T any] interface {
 	Foresee(tx T, batch []*Delivery)
 }
 
+// Starter is what a Handler may have too: for messages that its own group emits for itself, by what follows from them, it can do in the transaction that emits
+// them what Prepare would do in a transaction of its own before its calls. Prepare of such a delivery then goes to its calls at once. That a delivery comes
+// says that the transaction has committed: ids are drawn anew when it starts over.
+type Starter[T any] interface {
+	Start(ctx context.Context, tx T, batch []*Delivery) error
+}
+
 // InboxState is what is known of a message in a group.
 type InboxState string
 

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"ordersaga/events"
 )
 
@@ -125,6 +127,15 @@ func (p *Pump) Offer(r *events.Record) bool {
 	}
 	p.rouse()
 	return true
+}
+
+// Settled notes a message that was handled ahead of its record from Kafka, which is settled unread when it comes.
+func (p *Pump) Settled(id uuid.UUID, l Lane, hash int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.crews) > 0 && !slices.Contains(p.leaving, l) {
+		p.lanes.Settled(id, l, hash)
+	}
 }
 
 // mark tells how far lanes may advance. The lock is held: marks of a lane must not overtake each other, nor come after its Drain.

@@ -69,8 +69,15 @@ func (r *run[T]) transact(ctx context.Context, items []*item[T], apply Apply[T])
 		verdicts, err = r.decide(ctx, tx, items, apply)
 		return err
 	})
-	if err == nil {
+	switch {
+	case err == nil:
+		r.tellFollowed()
 		r.settleAll(verdicts)
+		return
+	case !r.followed.begun.IsZero() && ctx.Err() == nil && outage(err) == "":
+		r.cfg.Observer.Split(r.cfg.Name, len(items), err)
+		r.alone = true
+		r.transact(ctx, items, apply)
 		return
 	}
 	if items = leaveEarly(items); len(items) == 0 {
@@ -174,9 +181,10 @@ func (r *run[T]) settle(it *item[T], v Verdict, err error) {
 	}
 }
 
-// decide is the transaction: claim, apply, verdicts, and the rows that they leave. It may run more than once and changes nothing
-// but tx.
+// decide is the transaction: claim, apply, verdicts, the rows that they leave, and what follows from them. It may run more than once and changes
+// nothing but tx, and its note of what was followed.
 func (r *run[T]) decide(ctx context.Context, tx T, items []*item[T], apply Apply[T]) ([]decided[T], error) {
+	r.followed = followed{}
 	r.foresee(tx, items, apply)
 	claimed, verdicts, err := r.claim(ctx, tx, items)
 	if err != nil {
@@ -217,6 +225,9 @@ func (r *run[T]) decide(ctx context.Context, tx T, items []*item[T], apply Apply
 		v = r.write(&w, c, v, res.Out, now)
 		verdicts = append(verdicts, decided[T]{c.it, verdictOf(v), res.Err})
 	}
+	if err := r.follow(ctx, tx, &w); err != nil {
+		return nil, err
+	}
 	return verdicts, w.flush(ctx, tx)
 }
 
@@ -256,12 +267,14 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 	for _, it := range items {
 		ids = append(ids, it.d.ID)
 	}
-	if r.first(items) {
-		tx.PresumeFirst(r.cfg.Name, ids)
-	}
-	rows, err := tx.Inbox(ctx, r.cfg.Name, sortedIDs(ids))
-	if err != nil {
-		return nil, nil, fmt.Errorf("read inbox: %w", err)
+	var rows map[uuid.UUID]InboxRow
+	if !r.fresh(items) {
+		if r.first(items) {
+			tx.PresumeFirst(r.cfg.Name, ids)
+		}
+		if rows, err = tx.Inbox(ctx, r.cfg.Name, sortedIDs(ids)); err != nil {
+			return nil, nil, fmt.Errorf("read inbox: %w", err)
+		}
 	}
 	var strangers []claim[T]
 	var acting map[uuid.UUID]bool // of the ids that several items have
@@ -310,6 +323,12 @@ func (r *run[T]) claim(ctx context.Context, tx T, items []*item[T]) (claimed []c
 // first reports that the inbox knows none of the items, as far as we do: no copies, in a group that keeps rows only for what failed.
 func (r *run[T]) first(items []*item[T]) bool {
 	return r.cfg.Inbox == InboxFailures && !slices.ContainsFunc(items, func(it *item[T]) bool { return it.d.Ticket != 0 })
+}
+
+// fresh reports that the inbox can't know any of the items: their records have not been in Kafka, nobody has failed at them. Should another relay have
+// sent one meanwhile, to somebody who failed at it, then barrier or machine answer whoever acts second.
+func (r *run[T]) fresh(items []*item[T]) bool {
+	return r.cfg.Inbox == InboxFailures && !slices.ContainsFunc(items, func(it *item[T]) bool { return !it.early })
 }
 
 // rowOf is a message's row, nil if it has none: as most have.

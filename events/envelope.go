@@ -65,6 +65,9 @@ type Envelope struct {
 	Sequence int32     // public events: ce_sequence; else 0
 	Trace    Trace
 	Data     any // a pointer to the type that the table names: a generated message, or a struct of public.go
+
+	// Settled says that its group, in this process, handled it in the transaction that emits it, so that nobody waits for it. It is not on the wire.
+	Settled bool
 }
 
 // Raw is a record to be forwarded as it is: a retry copy or a dead letter.
@@ -74,6 +77,9 @@ type Raw struct {
 	Value   []byte
 	Headers []Header
 }
+
+// KeyOf is the key of an order's records.
+func KeyOf(order uuid.UUID) []byte { return appendUUID(make([]byte, 0, uuidLen), order) }
 
 // NewID draws the id of a message of ours.
 func NewID() uuid.UUID { return uuid.Must(uuid.NewV7()) }

@@ -19,7 +19,7 @@ func FromEnvelope(e events.Envelope) (Message, error) {
 		return Message{}, fmt.Errorf("outbox: %s of order %s has no id: draw one with events.NewID", e.Type, e.OrderID)
 	}
 	return Message{
-		Shard: ShardOf(e.OrderID), ID: e.ID, Type: e.Type, OrderID: e.OrderID, Sequence: e.Sequence, Trace: e.Trace, Payload: payload,
+		Shard: ShardOf(e.OrderID), ID: e.ID, Type: e.Type, OrderID: e.OrderID, Sequence: e.Sequence, Trace: e.Trace, Payload: payload, Settled: e.Settled,
 	}, nil
 }
 
@@ -69,9 +69,8 @@ func (m *Message) Record() (events.Record, error) {
 		// A rolling upgrade (F40): who knows the type takes the shard over. Until then it waits; it does not become a dead letter.
 		return events.Record{}, fmt.Errorf("outbox: row %d is of type %q, which this version does not know: its shard waits for a newer relay", m.RowID, m.Type)
 	}
-	key, _ := m.OrderID.MarshalText() // never fails
 	return events.Record{
-		Topic: t.Topic, Key: key, Value: m.Payload,
+		Topic: t.Topic, Key: events.KeyOf(m.OrderID), Value: m.Payload,
 		Headers: events.HeadersOf(events.Envelope{ID: m.ID, Type: m.Type, Sequence: m.Sequence, Trace: m.Trace}),
 	}, nil
 }

@@ -39,6 +39,7 @@ type Message struct {
 	Key      []byte
 	Headers  []events.Header
 	Payload  []byte
+	Settled  bool  // by its reader already, so it is not urgent; known only until it lies in the log
 	Damage   error // why the row cannot be read; its shard waits for somebody who can
 }
 

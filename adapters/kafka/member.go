@@ -405,15 +405,21 @@ var keyed = kgo.StickyKeyPartitioner(nil).ForTopic("")
 
 // offer hands the pump a record ahead of its copy, if that will lie in one of our partitions.
 func (m *member) offer(r *events.Record) bool {
-	n := m.partitions.Load()
-	if n == 0 || len(r.Key) == 0 {
-		return false
-	}
-	r.Partition = int32(keyed.Partition(&kgo.Record{Key: r.Key}, int(n))) //nolint:gosec // below n
-	m.mu.Lock()
-	ours := m.assigned[consumers.Lane{Topic: r.Topic, Partition: r.Partition}]
-	m.mu.Unlock()
+	l, ours := m.holds(r.Key)
+	r.Partition = l.Partition
 	return ours && m.pump.Offer(r)
+}
+
+// holds tells where records of a key lie, and whether that is ours.
+func (m *member) holds(key []byte) (l consumers.Lane, ours bool) {
+	n := m.partitions.Load()
+	if n == 0 || len(key) == 0 {
+		return l, false
+	}
+	l = consumers.Lane{Topic: m.offered, Partition: int32(keyed.Partition(&kgo.Record{Key: key}, int(n)))} //nolint:gosec // below n
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return l, m.assigned[l]
 }
 
 // count keeps the number of partitions. One that is out of date makes us offer what comes to another member: both act on it, and the barriers of

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"ordersaga/consumers"
@@ -41,7 +42,10 @@ type Source struct {
 	now atomic.Pointer[member] // the session that runs, if one does
 }
 
-var _ consumers.Source = (*Source)(nil)
+var (
+	_ consumers.Source = (*Source)(nil)
+	_ consumers.Reach  = (*Source)(nil)
+)
 
 // NewSource makes a Source. Its connections begin and end with Run.
 func (c *Client) NewSource(cfg SourceConfig) (*Source, error) {
@@ -73,6 +77,22 @@ func (c *Client) NewSource(cfg SourceConfig) (*Source, error) {
 func (s *Source) Offer(r events.Record) bool {
 	m := s.now.Load()
 	return m != nil && r.Topic == s.cfg.Topic && m.offer(&r)
+}
+
+// Holds is consumers.Reach's.
+func (s *Source) Holds(key []byte) (consumers.Lane, bool) {
+	m := s.now.Load()
+	if m == nil {
+		return consumers.Lane{}, false
+	}
+	return m.holds(key)
+}
+
+// Settled is consumers.Reach's.
+func (s *Source) Settled(id uuid.UUID, l consumers.Lane, hash int64) {
+	if m := s.now.Load(); m != nil {
+		m.pump.Settled(id, l, hash)
+	}
 }
 
 // Run is consumers.Source's. It returns nil when ctx has ended, after what was settled is committed and the group is left.

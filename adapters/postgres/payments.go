@@ -34,6 +34,9 @@ func (t *Tx) LockPayments(ctx context.Context, orders []domain.OrderID) (map[dom
 	if out, err := foreseen(ctx, t, &t.paymentsAhead, orders); out != nil || err != nil {
 		return out, err
 	}
+	if out := t.ownPayments(orders); out != nil {
+		return out, nil
+	}
 	if out := t.presumePayments(orders); out != nil {
 		return out, nil
 	}
@@ -90,10 +93,12 @@ FROM ` + u + ` WHERE p.order_id = u.id AND p.op = u.op`
 // already violates the primary key: InTx starts over and finds it. A step whose Begun is zero begins at the database's now.
 func (t *Tx) SavePayments(_ context.Context, ps []*domain.Payment) error {
 	var fresh, known []*domain.PaymentStep
-	t.readFromNow()
+	if t.wrotePayments == nil {
+		t.wrotePayments = make(map[domain.OrderID]*domain.Payment, len(ps))
+	}
 	for _, p := range ps {
 		delete(t.unpaid, p.Order) // the primary key verifies it
-		t.learnedPayments = append(t.learnedPayments, p)
+		t.learnedPayments, t.wrotePayments[p.Order] = append(t.learnedPayments, p), p
 		for op := range p.Changed {
 			s := p.Steps[op]
 			if s == nil {

@@ -49,16 +49,16 @@ type presumed struct {
 	relied       bool // something was presumed
 	sagaVersions map[domain.OrderID]int32
 	rechecked    []domain.OrderID // whose payments were compared
-	unpaid       map[domain.OrderID]bool
-	unreserved   map[domain.OrderID]bool
-	first        map[uuid.UUID]bool
+	// What a transaction has written itself: sagas it reads again, payments it knows.
+	wroteSagas    bool
+	wrotePayments map[domain.OrderID]*domain.Payment
+	unpaid        map[domain.OrderID]bool
+	unreserved    map[domain.OrderID]bool
+	first         map[uuid.UUID]bool
 
 	learnedSagas    []*saga.Instance
 	learnedPayments []*domain.Payment
 }
-
-// readFromNow ends a transaction's presuming: what it has written itself it reads again.
-func (t *Tx) readFromNow() { t.careful = true }
 
 // PresumeFirst presumes that a group's inbox has no row of the messages, which Inbox will be asked for next.
 func (t *Tx) PresumeFirst(group events.Group, ids []uuid.UUID) {
@@ -78,7 +78,7 @@ func (t *Tx) PresumeFirst(group events.Group, ids []uuid.UUID) {
 
 // presumeSagas answers copies of the sagas as they were written last, if all of them are known; else nil.
 func (t *Tx) presumeSagas(ids []domain.OrderID) map[domain.OrderID]*saga.Instance {
-	if t.careful || len(ids) > presumeAtMost {
+	if t.careful || t.wroteSagas || len(ids) > presumeAtMost {
 		return nil
 	}
 	out := make(map[domain.OrderID]*saga.Instance, len(ids))
@@ -95,9 +95,6 @@ func (t *Tx) presumeSagas(ids []domain.OrderID) map[domain.OrderID]*saga.Instanc
 	}
 	for id, in := range out {
 		t.sagaVersions[id] = in.State.Version
-	}
-	if len(out) > 1 { // so that every batch takes its sagas in one order (F27)
-		t.queue("lock presumed sagas", `SELECT FROM sagas WHERE order_id = ANY($1) ORDER BY order_id FOR NO KEY UPDATE`, ids)
 	}
 	return out
 }
@@ -123,7 +120,7 @@ func (t *Tx) PresumeUnpaid(orders []domain.OrderID) {
 
 // presumePayments answers copies of the payments as they were written last, or none where that is presumed, if that is known of all; else nil.
 func (t *Tx) presumePayments(orders []domain.OrderID) map[domain.OrderID]*domain.Payment {
-	if t.careful {
+	if t.careful || t.wrotePayments != nil {
 		return nil
 	}
 	out := make(map[domain.OrderID]*domain.Payment, len(orders))
@@ -143,6 +140,22 @@ func (t *Tx) presumePayments(orders []domain.OrderID) map[domain.OrderID]*domain
 	}
 	t.relied = true
 	t.verifyPayments(known, out)
+	return out
+}
+
+// ownPayments answers copies of payments that this transaction has written itself, if it has written all of them; else nil.
+func (t *Tx) ownPayments(orders []domain.OrderID) map[domain.OrderID]*domain.Payment {
+	if t.wrotePayments == nil {
+		return nil
+	}
+	out := make(map[domain.OrderID]*domain.Payment, len(orders))
+	for _, id := range orders {
+		p, ok := t.wrotePayments[id]
+		if !ok {
+			return nil
+		}
+		out[id] = copyPayment(p)
+	}
 	return out
 }
 

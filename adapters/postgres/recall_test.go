@@ -25,7 +25,7 @@ func second(tb testing.TB, db *DB, change ...func(*Config)) *DB {
 func readTx(tb testing.TB, db *DB, fn func(ctx context.Context, tx *Tx) error) {
 	tb.Helper()
 	inTx(tb, db, func(ctx context.Context, tx *Tx) error {
-		tx.readFromNow()
+		tx.careful = true
 		return fn(ctx, tx)
 	})
 }
@@ -271,6 +271,55 @@ func TestAnOutageForgetsWhatIsKnown(t *testing.T) {
 		_, payment := db.recall.payments.GetIfPresent(o.ID)
 		return !saga && !payment
 	}, 10*time.Second, 10*time.Millisecond)
+}
+
+// What follows from a payment's outcome goes with it: the saga is still presumed after the payment was written, the payment is what was written, and where
+// the saga was moved by somebody else all of it starts over.
+func TestAPaymentsOutcomeItsSagaAndTheNextStepAreOneTransaction(t *testing.T) {
+	for _, moved := range []bool{false, true} {
+		db := newDB(t)
+		o := newOrder("c", 1)
+		placeOrders(t, db, o)
+		start(t, db, domain.Authorize, o.ID)
+		if moved {
+			advance(t, second(t, db), done("reserve_stock"), o.ID)
+		}
+		ids, runs := []domain.OrderID{o.ID}, 0
+		inTx(t, db, func(ctx context.Context, tx *Tx) error {
+			runs++
+			pays, err := tx.LockPayments(ctx, ids)
+			require.NoError(t, err)
+			p := pays[o.ID]
+			p.Settle(domain.Authorize, 1, domain.PaymentOutcome{Result: domain.PaymentAuthorized, Ref: "pi_1"})
+			require.NoError(t, tx.SavePayments(ctx, []*domain.Payment{p}))
+
+			sagas, err := tx.LockSagas(ctx, ids)
+			require.NoError(t, err)
+			in := sagas[o.ID]
+			in.State.Version++
+			require.NoError(t, tx.SaveSagas(ctx, []saga.Change{{Instance: in}}))
+
+			pays, err = tx.LockPayments(ctx, ids)
+			require.NoError(t, err)
+			p = pays[o.ID]
+			require.Equal(t, "pi_1", p.Ref())
+			require.Empty(t, p.Changed)
+			require.Equal(t, domain.BeginCall, p.BeginCapture(twoEuros, false, db.Now()))
+			require.NoError(t, tx.SavePayments(ctx, []*domain.Payment{p}))
+			require.Equal(t, runs > 1, tx.open, "nothing was read but what had to be")
+			return nil
+		})
+		want := 1
+		if moved {
+			want = 2
+		}
+		require.Equal(t, want, runs)
+		require.Equal(t, want+1, one[int](t, db, `SELECT version FROM sagas WHERE order_id = $1`, o.ID))
+		require.Equal(t, "done started", one[string](t, db, `SELECT string_agg(state, ' ' ORDER BY op) FROM payments WHERE order_id = $1`, o.ID))
+		p, known := db.recall.payments.GetIfPresent(o.ID)
+		require.True(t, known)
+		require.Equal(t, domain.BarrierStarted, p.State(domain.Capture))
+	}
 }
 
 // An error that rests on what was presumed is not believed before that was read.

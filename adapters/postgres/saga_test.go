@@ -328,7 +328,7 @@ func TestDueSagas(t *testing.T) {
 	held := make(chan error, 1)
 	go func() {
 		held <- db.For(Consumers).InTx(t.Context(), func(ctx context.Context, tx *Tx) error {
-			tx.readFromNow() // what is presumed is not locked
+			tx.careful = true // what is presumed is not locked
 			_, err := tx.LockSagas(ctx, ids[1:2])
 			close(locked)
 			<-release

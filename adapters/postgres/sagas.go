@@ -127,11 +127,14 @@ func (t *Tx) SaveSagas(_ context.Context, changes []saga.Change) error {
 		delete(t.sagaVersions, c.Order)
 		t.learnSaga(c.Instance)
 	}
-	t.readFromNow()
+	t.wroteSagas = true
 	columns := []any{ids, versions, seqs, phases, statuses, reasons, steps, undos, cancels, ended, after, stuck, whys, owners}
 	if slices.Max(was) < 0 {
 		t.queueRows("save sagas", saveSagas, n, columns)
 	} else {
+		if n > 1 { // so that every batch takes its sagas in one order (F27)
+			t.queue("lock presumed sagas", `SELECT FROM sagas WHERE order_id = ANY($1) ORDER BY order_id FOR NO KEY UPDATE`, ids)
+		}
 		t.queueRows("save presumed sagas", savePresumedSagas, n, append(columns, was), n)
 	}
 	return nil

@@ -24,6 +24,7 @@ type consumerMetrics struct {
 	batchRecords  *prometheus.HistogramVec
 	interrupted   *prometheus.CounterVec
 	transactions  *prometheus.CounterVec
+	followed      *prometheus.CounterVec
 	verdicts      *prometheus.CounterVec
 	failures      *prometheus.CounterVec
 	stalled       *prometheus.CounterVec
@@ -65,6 +66,7 @@ func newConsumerMetrics(f promauto.Factory) consumerMetrics {
 		batchRecords: histogram(f, s, "batch_records", "Records in a batch.", sizes, "group"),
 		interrupted:  counter(f, s, "batches_interrupted_total", "Batches cut short by a rebalance or the end of the process.", "group"),
 		transactions: counter(f, s, "transactions_total", "Transactions begun.", "group"),
+		followed:     counter(f, s, "followed_total", "Messages handled in the transaction that emitted them.", "group"),
 		verdicts:     counter(f, s, "verdicts_total", "Verdicts on deliveries.", "group", "verdict"),
 		failures:     counter(f, s, "failures_total", "Failed deliveries.", "group", "type", "verdict", "class"),
 		stalled:      counter(f, s, "stalled_total", "Failures in the slowest retry tier of messages that have no last attempt.", "group", "type"),
@@ -94,6 +96,9 @@ func (m *consumerMetrics) Batch(s consumers.BatchStats) {
 		if n := s.Count(consumers.Kind(k)); n > 0 {
 			m.verdicts.WithLabelValues(g, verdict).Add(float64(n))
 		}
+	}
+	if s.Followed > 0 {
+		m.followed.WithLabelValues(g).Add(float64(s.Followed))
 	}
 	if s.Foreign > 0 {
 		m.verdicts.WithLabelValues(g, "foreign").Add(float64(s.Foreign))

@@ -35,6 +35,7 @@
 //	ordersaga_consumer_splits_total                   counter    group                    batches taken apart to find a bad record
 //	ordersaga_consumer_stalled_total                  counter    group,type               failures in the slowest tier, without a last attempt
 //	ordersaga_consumer_transactions_total             counter    group                    transactions begun
+//	ordersaga_consumer_followed_total                 counter    group                    messages handled in the transaction that emitted them
 //	ordersaga_consumer_verdicts_total                 counter    group,verdict            verdicts; rate of done is the throughput
 //	ordersaga_db_pool_acquires_total                  counter    pool                     connections taken
 //	ordersaga_db_pool_acquire_waits_total             counter    pool                     of those, how many had to wait

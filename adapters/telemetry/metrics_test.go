@@ -28,7 +28,7 @@ import (
 
 // exercise gives every metric a sample.
 func exercise(m *Metrics) {
-	m.Batch(consumers.BatchStats{Group: events.GroupStock, Records: 7, Transactions: 2, Duration: time.Second, Foreign: 1, Counts: [6]int{3, 1, 1, 1, 1, 0}})
+	m.Batch(consumers.BatchStats{Group: events.GroupStock, Records: 7, Followed: 1, Transactions: 2, Duration: time.Second, Foreign: 1, Counts: [6]int{3, 1, 1, 1, 1, 0}})
 	m.Batch(consumers.BatchStats{Group: events.GroupStock, Interrupted: true})
 	d := delivery(events.TReserveStock)
 	m.Failed(d, consumers.Verdict{Kind: consumers.Retry, Stalled: true}, &consumers.PanicError{Value: "x"})

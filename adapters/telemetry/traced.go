@@ -52,6 +52,14 @@ func (h *traced[T]) Foresee(tx T, batch []*consumers.Delivery) {
 	}
 }
 
+// Start passes on to a handler that can; a delivery that was started has its span when it comes.
+func (h *traced[T]) Start(ctx context.Context, tx T, batch []*consumers.Delivery) error {
+	if s, ok := h.next.(consumers.Starter[T]); ok {
+		return s.Start(ctx, tx, batch)
+	}
+	return nil
+}
+
 func (h *traced[T]) wanted(d *consumers.Delivery) bool {
 	return d.Trace.IsZero() || d.Trace.Sampled() && h.t.exports
 }

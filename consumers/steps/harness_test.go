@@ -53,6 +53,8 @@ type world struct {
 	calls   *steps.GatewayCalls[tx]
 
 	stock, releases, payment, reversals, replies handler
+
+	follow bool // replies are handled in the transactions that emit them, and captures started, as the runtime does where it can
 }
 
 func newWorld() *world {
@@ -105,16 +107,59 @@ func (w *world) apply(ctx context.Context, apply consumers.Apply[tx], batch []*c
 		if res, err = apply(ctx, tx, batch); err != nil {
 			return err
 		}
+		var out []events.Envelope
 		for i := range res {
-			if res[i].Err == nil && len(res[i].Out) > 0 {
-				if err := tx.Emit(ctx, res[i].Out); err != nil {
-					return err
-				}
+			if res[i].Err == nil {
+				out = append(out, res[i].Out...)
 			}
 		}
-		return nil
+		if w.follow && len(out) > 0 {
+			if out, err = w.followed(ctx, tx, batch[0].Group, out); err != nil {
+				return err
+			}
+		}
+		if len(out) == 0 {
+			return nil
+		}
+		return tx.Emit(ctx, out)
 	})
 	return res, err
+}
+
+// followed handles the replies among what a group emits, starts the captures that come of them, and answers all that is to be emitted.
+func (w *world) followed(ctx context.Context, tx *sagatest.Tx, group events.Group, out []events.Envelope) ([]events.Envelope, error) {
+	var replies, captures []*consumers.Delivery
+	for _, e := range out {
+		if t, _ := events.TypeOf(e.Type); t.Group == events.GroupCoordinator {
+			replies = append(replies, &consumers.Delivery{Envelope: e, Group: t.Group, Attempt: 1})
+		}
+	}
+	if len(replies) == 0 {
+		return out, nil
+	}
+	apply, err := w.replies.Prepare(ctx, replies)
+	if err != nil {
+		return nil, err
+	}
+	res, err := apply(ctx, tx, replies)
+	if err != nil {
+		return nil, err
+	}
+	for i := range res {
+		if res[i].Err != nil {
+			continue
+		}
+		for _, e := range res[i].Out {
+			if t, _ := events.TypeOf(e.Type); t.Group == group {
+				captures = append(captures, &consumers.Delivery{Envelope: e, Group: group, Attempt: 1})
+			}
+		}
+		out = append(out, res[i].Out...)
+	}
+	if s, ok := w.payment.(consumers.Starter[*sagatest.Tx]); ok && group == events.GroupPayment && len(captures) > 0 {
+		return out, s.Start(ctx, tx, captures)
+	}
+	return out, nil
 }
 
 // answered asserts that a delivery was answered with one message of a type, and answers its body.

@@ -11,10 +11,29 @@ import (
 // Payment authorises and captures: AuthorizePayment, CapturePayment. In one transaction a batch the rows of the operations are
 // started; the calls run; the runtime's transaction stores what they came to. An undo that arrives between the two meets the started
 // row and finds out what the call did; one that arrived before leaves nothing to call.
-type Payment[T PaymentTx] struct{ calls *GatewayCalls[T] }
+type Payment[T PaymentTx] struct {
+	calls   *GatewayCalls[T]
+	started startedSteps
+}
 
 // NewPayment makes the handler of the payment group.
-func NewPayment[T PaymentTx](calls *GatewayCalls[T]) *Payment[T] { return &Payment[T]{calls} }
+func NewPayment[T PaymentTx](calls *GatewayCalls[T]) *Payment[T] { return &Payment[T]{calls: calls} }
+
+// Start implements consumers.Starter.
+func (p *Payment[T]) Start(ctx context.Context, tx T, batch []*consumers.Delivery) error {
+	pays, err := tx.LockPayments(ctx, ordersOf(batch))
+	if err != nil {
+		return err
+	}
+	now := p.calls.now()
+	for _, d := range batch {
+		op, _ := opOf(d)
+		if begin, ok := p.begin(pays[orderOf(d)], d); ok && begin == domain.BeginCall {
+			p.started.note(d.ID, *pays[orderOf(d)].Steps[op], now)
+		}
+	}
+	return saveChanged(ctx, tx, pays, batch)
+}
 
 // opOf tells which operation a command of the payment group is.
 func opOf(d *consumers.Delivery) (domain.PaymentOp, bool) {
@@ -41,25 +60,18 @@ func opening(batch []*consumers.Delivery) []domain.OrderID {
 // Prepare starts the rows and makes the calls.
 func (p *Payment[T]) Prepare(ctx context.Context, batch []*consumers.Delivery) (consumers.Apply[T], error) {
 	met := make(map[*consumers.Delivery]domain.Begin, len(batch))
-	var due []domain.PaymentStep
-	err := p.calls.db.InTx(ctx, func(ctx context.Context, tx T) error {
-		tx.PresumeUnpaid(opening(batch))
-		pays, err := tx.LockPayments(ctx, ordersOf(batch))
-		if err != nil {
+	due, rest := p.started.take(batch, p.calls.now())
+	begun := len(due)
+	for _, d := range batch {
+		met[d] = domain.BeginCall // the rest tells otherwise
+	}
+	var err error
+	if len(rest) > 0 {
+		err = p.calls.db.InTx(ctx, func(ctx context.Context, tx T) (err error) {
+			due, err = p.beginAll(ctx, tx, rest, met, due[:begun])
 			return err
-		}
-		due = due[:0]
-		listed := make(map[stepKey]bool, len(batch))
-		for _, d := range batch {
-			begin, ok := p.begin(pays[orderOf(d)], d)
-			met[d] = begin
-			if op, _ := opOf(d); ok && begin == domain.BeginCall && !listed[stepKey{orderOf(d), op}] {
-				listed[stepKey{orderOf(d), op}] = true
-				due = append(due, *pays[orderOf(d)].Steps[op])
-			}
-		}
-		return saveChanged(ctx, tx, pays, batch)
-	})
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +82,30 @@ func (p *Payment[T]) Prepare(ctx context.Context, batch []*consumers.Delivery) (
 	return func(ctx context.Context, tx T, part []*consumers.Delivery) ([]consumers.Result, error) {
 		return p.apply(ctx, tx, part, met, answers)
 	}, nil
+}
+
+// beginAll begins the operations of a batch, notes what each delivery met, and adds to due what is to be called.
+func (p *Payment[T]) beginAll(
+	ctx context.Context, tx T, batch []*consumers.Delivery, met map[*consumers.Delivery]domain.Begin, due []domain.PaymentStep,
+) ([]domain.PaymentStep, error) {
+	tx.PresumeUnpaid(opening(batch))
+	pays, err := tx.LockPayments(ctx, ordersOf(batch))
+	if err != nil {
+		return nil, err
+	}
+	listed := make(map[stepKey]bool, len(batch))
+	for _, s := range due {
+		listed[stepKey{s.Order, s.Op}] = true
+	}
+	for _, d := range batch {
+		begin, ok := p.begin(pays[orderOf(d)], d)
+		met[d] = begin
+		if op, _ := opOf(d); ok && begin == domain.BeginCall && !listed[stepKey{orderOf(d), op}] {
+			listed[stepKey{orderOf(d), op}] = true
+			due = append(due, *pays[orderOf(d)].Steps[op])
+		}
+	}
+	return due, saveChanged(ctx, tx, pays, batch)
 }
 
 // Foresee implements consumers.Foresight.

@@ -648,3 +648,55 @@ func TestF36_NewKeyLooksAgainUnderItsLock(t *testing.T) {
 	require.Zero(t, w.gw.Ledger(a).Intents)
 	require.NotContains(t, keysOf(w.gw), "authorize/2")
 }
+
+// A capture that was started in the transaction that commands it goes to its call without another transaction, if it comes soon. Only once: a copy of
+// its command looks again.
+func TestACaptureThatWasStartedIsCalledAtOnce(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		w := newWorld()
+		order := domain.OrderID{1}
+		w.deliver(t, w.payment, authorize(order))
+		s, ok := w.payment.(consumers.Starter[tx])
+		require.True(t, ok)
+		d, poisoned := capture(order), capture(domain.OrderID{2})
+		poisoned.Data = &events.CapturePayment{}
+		require.NoError(t, w.db.InTx(t.Context(), func(ctx context.Context, tx tx) error { return s.Start(ctx, tx, []*consumers.Delivery{d, poisoned}) }))
+		require.Equal(t, domain.BarrierStarted, w.db.Payment(order).State(domain.Capture))
+		require.Empty(t, w.db.Payment(domain.OrderID{2}).Steps)
+
+		begun := 0
+		w.db.BeforeCommit = func(*sagatest.Tx) error { begun++; return nil }
+		want := 0
+		if late {
+			w.clock.advance(2 * time.Second)
+			want = 1
+		}
+		apply, err := w.payment.Prepare(t.Context(), []*consumers.Delivery{d})
+		require.NoError(t, err)
+		require.Equal(t, want, begun)
+		res, err := w.apply(t.Context(), apply, []*consumers.Delivery{d})
+		require.NoError(t, err)
+		answered[*events.PaymentCaptured](t, res[0], events.TPaymentCaptured)
+
+		begun = 0
+		answered[*events.PaymentCaptured](t, w.deliver(t, w.payment, d)[0], events.TPaymentCaptured)
+		require.Equal(t, 2, begun, "nothing is remembered of what was called")
+		require.Len(t, w.gw.Calls(), 2)
+	}
+}
+
+// An undo that comes between the started row and its call meets the row, and finds out what the call did or will do.
+func TestF36_UndoBetweenAStartedCaptureAndItsCall(t *testing.T) {
+	w := newWorld()
+	order := domain.OrderID{1}
+	w.deliver(t, w.payment, authorize(order))
+	s, ok := w.payment.(consumers.Starter[tx])
+	require.True(t, ok)
+	d := capture(order)
+	require.NoError(t, w.db.InTx(t.Context(), func(ctx context.Context, tx tx) error { return s.Start(ctx, tx, []*consumers.Delivery{d}) }))
+	answered[*events.PaymentReversed](t, w.deliver(t, w.reversals, reverse(order))[0], events.TPaymentReversed)
+	w.deliver(t, w.payment, d)
+	l := w.gw.Ledger(order)
+	require.Zero(t, l.Held)
+	require.Zero(t, l.Captured-l.Refunded, "nothing stays taken: %+v", l)
+}

@@ -354,6 +354,7 @@ func simulate(t *rapid.T) {
 			}
 		}))
 	}
+	s.follow = rapid.Bool().Draw(t, "follow")
 	s.gw.Fault = s.faultPlan(rapid.Uint64().Draw(t, "seed"), rapid.SampledFrom([]int{0, 10, 40, 70}).Draw(t, "faults"))
 	s.gw.Before = s.interleave(rapid.Uint64().Draw(t, "interleaving"))
 	for range rapid.IntRange(0, 120).Draw(t, "steps") {
