@@ -195,10 +195,10 @@ func joins(within time.Duration, t Type) Type {
 	return t
 }
 
-// A payment takes its order two transactions and a call: some seven milliseconds with a gateway that is quick. Stock is reserved meanwhile, in company, and the
-// coordinator told so together with the payment's reply.
+// A payment takes its order two transactions and a call: some seven milliseconds with a gateway that is quick. Stock is reserved meanwhile, in company and after
+// the first of the two, and the coordinator told so, at the latest, together with the payment's reply.
 const (
-	reserveWithin  = 4 * time.Millisecond
+	reserveWithin  = 3 * time.Millisecond
 	reservedWithin = 10 * time.Millisecond
 )
 

@@ -39,10 +39,10 @@ type Config struct {
 	PollMax time.Duration
 	// GatherMax bounds how long a wake waits for more rows in a hot stream.
 	GatherMax time.Duration
-	// OpenEvery is the least time between two moments at which the commands go with which orders begin to be worked on (events.Type.Opens); later commands
-	// of other orders take them along. So those of several orders go on together, and each transaction that follows is one for all of them.
-	// 0: they go at once.
-	OpenEvery time.Duration
+	// OpenWithin is how long, at most, a command waits with which an order begins to be worked on (events.Type.Opens), for those of others, as many as come
+	// in half that time: then they go on together, and each transaction that follows is one for all of them. Where so few come that company is unlikely
+	// nobody waits. 0: they never do.
+	OpenWithin time.Duration
 	// RowsEvery is the least time between two windows for announced messages that are not urgent: they wait for company, as each window, and each
 	// fetch and transaction that follow from it, costs the same for many messages as for one. CursorsEvery is that between two
 	// windows which only let the cursors pass what was handed over.

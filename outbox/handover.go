@@ -78,11 +78,11 @@ func (r *Relay) judge(own []handover, committed, all bool) (due []*handover) {
 		switch {
 		case !committed || h.state == met: // if it has committed after all, the log has it
 			r.forgetHandover(h)
-		case t.Urgent && r.reads(h.m.Shard, now) && r.roomy():
+		case t.Urgent && !h.m.Settled && r.reads(h.m.Shard, now) && r.roomy():
 			h.state = handed
 			r.inFlight++
 			r.bytes += len(h.m.Payload)
-			r.leaving[lineOf(t)].add(h, t, now, &r.cfg)
+			r.add(h, t, now)
 			w = max(w, wantCursors)
 		default:
 			h.state = left
@@ -100,38 +100,67 @@ func (r *Relay) judge(own []handover, committed, all bool) (due []*handover) {
 type leaving struct {
 	queue []*handover
 	due   time.Time // when the queue goes; meaningless while it is empty
-	last  time.Time // when something last went
 	timer *time.Timer
 }
 
 // The lines in which urgent messages wait for company: what goes to one reader goes together.
 const (
-	lineStock = iota
+	lineOpening = iota // commands with which orders begin; before the stock's, which follows it
+	lineStock
 	linePayment
 	lineReplies
 	numLines
 )
 
 func lineOf(t *events.Type) int {
-	switch t.Topic {
-	case events.TopicStock:
+	switch {
+	case t.Opens:
+		return lineOpening
+	case t.Topic == events.TopicStock:
 		return lineStock
-	case events.TopicPayment:
+	case t.Topic == events.TopicPayment:
 		return linePayment
 	default:
 		return lineReplies
 	}
 }
 
-func (l *leaving) add(h *handover, t *events.Type, now time.Time, c *Config) {
+// add has a message wait for others as long as its type lets it. The lock is held.
+func (r *Relay) add(h *handover, t *events.Type, now time.Time) {
+	l := &r.leaving[lineOf(t)]
 	at := now.Add(t.Joins)
-	if t.Opens {
-		at = l.last.Add(c.OpenEvery)
+	switch {
+	case t.Opens:
+		r.opening.came(now)
+		if len(l.queue)+1 < r.opening.party(r.cfg.OpenWithin) {
+			at = now.Add(r.cfg.OpenWithin)
+		}
+	case l == &r.leaving[lineStock]: // when its order begins, leave sees to it
+		at = at.Add(r.cfg.OpenWithin)
 	}
 	if len(l.queue) == 0 || at.Before(l.due) {
 		l.due = at
 	}
 	l.queue = append(l.queue, h)
+}
+
+// arrivals is how fast orders come.
+type arrivals struct {
+	last time.Time
+	gap  time.Duration // between two of them, of late
+}
+
+func (a *arrivals) came(now time.Time) {
+	a.gap += (min(now.Sub(a.last), time.Second) - a.gap) / 8
+	a.last = now
+}
+
+// party is how many orders begin together: as many as come in half the time that one may wait for others, and it. Where few come nobody waits.
+func (a *arrivals) party(within time.Duration) int {
+	if within <= 0 {
+		return 1
+	}
+	return 1 + min(offerAtMost, int((within/2+a.gap/2)/max(a.gap, 1)))
 }
 
 // leave answers what is due, or sees to it that it goes when it is. The lock is held.
@@ -150,10 +179,17 @@ func (r *Relay) leave(now time.Time) (due []*handover) {
 			continue
 		}
 		due = append(due, l.queue...)
-		l.queue, l.last = nil, now
+		l.queue = nil
+		if i == lineOpening {
+			stock := &r.leaving[lineStock]
+			stock.due = earlier(stock.due, now.Add(reserve.Joins))
+		}
 	}
 	return due
 }
+
+// reserve is the command of an order that is carried out while its payment's call is under way: in company, and out of the way of that.
+var reserve, _ = events.TypeOf(events.TReserveStock)
 
 func (r *Relay) leaveLate() {
 	r.mu.Lock()

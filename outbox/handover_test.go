@@ -363,35 +363,79 @@ func TestAReaderTakesWhatTheLogHasMet(t *testing.T) {
 	})
 }
 
-func TestOpeningCommandsGather(t *testing.T) {
+// Where orders come often enough for company within the time that one may wait, they begin in twos and threes; where they do not, nobody waits.
+func TestOrdersBeginTogetherWhereTheyComeOften(t *testing.T) {
+	const within = 10 * time.Millisecond
+	for every, together := range map[time.Duration]int{40 * time.Millisecond: 1, 5 * time.Millisecond: 2, 2500 * time.Microsecond: 3, time.Millisecond: 6} {
+		synctest.Test(t, func(t *testing.T) {
+			l, b := newMemoryLog(), &broker{}
+			r, stop := start(t, l, b, Config{OpenWithin: within}, nil)
+			defer stop()
+			settled(time.Second)
+			sent, longest := 0, 0
+			var leaves []int // how many left at a time
+			for i := range 200 {
+				commit(l, r, of(events.NewID(), events.TReserveStock, "stock"), of(events.NewID(), events.TAuthorizePayment, "pay"))
+				synctest.Wait()
+				if pays := count(b.values(), "pay"); pays > sent {
+					leaves = append(leaves, pays-sent)
+					sent = pays
+				}
+				longest = max(longest, i+1-sent)
+				elapse(every)
+			}
+			require.Equal(t, 1, leaves[0], "after a quiet moment nobody waits")
+			require.Equal(t, together, leaves[len(leaves)-1])
+			require.LessOrEqual(t, time.Duration(longest)*every, within)
+			settled(within)
+			require.Equal(t, 200, count(b.values(), "pay"), "nobody waits longer")
+			settled(time.Second)
+			require.Equal(t, 200, count(b.values(), "stock"))
+			requireNothingWaits(t, l, r)
+		})
+	}
+}
+
+func TestStockFollowsTheOpeningOfItsOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, b := newMemoryLog(), &broker{}
-		r, stop := start(t, l, b, Config{OpenEvery: 10 * time.Millisecond}, nil)
+		r, stop := start(t, l, b, Config{OpenWithin: 10 * time.Millisecond}, nil)
 		defer stop()
 		settled(time.Second)
-		open := func(value string) { commit(l, r, of(events.NewID(), events.TAuthorizePayment, value)) }
-		open("first")
+		r.opening.gap = 5 * time.Millisecond
+		r.opening.last = time.Now()
+		order := func(n string) {
+			commit(l, r, of(events.NewID(), events.TReserveStock, "stock "+n), of(events.NewID(), events.TAuthorizePayment, "pay "+n))
+			synctest.Wait()
+		}
+		order("1")
+		elapse(4 * time.Millisecond)
 		synctest.Wait()
-		require.Equal(t, []string{"first"}, b.values(), "after a quiet moment nobody waits")
-		elapse(3 * time.Millisecond)
-		open("second")
-		elapse(3 * time.Millisecond)
-		open("third")
+		require.Empty(t, b.values())
+		order("2")
+		require.Equal(t, []string{"pay 1", "pay 2"}, b.values())
+		commit(l, r, of(events.NewID(), events.TCapturePayment, "what goes on waits for nobody"))
 		synctest.Wait()
-		require.Len(t, b.values(), 1)
-		settled(4 * time.Millisecond)
-		require.Equal(t, []string{"first", "second", "third"}, b.values())
-		open("fourth")
-		elapse(2 * time.Millisecond)
-		commit(l, r, of(events.NewID(), events.TCapturePayment, "capture"))
-		synctest.Wait()
-		require.Equal(t, []string{"fourth", "capture"}, b.values()[3:], "it takes along what waits")
-		commit(l, r, of(events.NewID(), events.TPaymentCaptured, "reply"))
-		synctest.Wait()
-		require.Equal(t, "reply", b.values()[5])
+		require.Len(t, b.values(), 3)
+		settled(reserve.Joins)
+		require.Equal(t, []string{"stock 1", "stock 2"}, b.values()[3:])
+		order("3")
+		settled(10 * time.Millisecond)
+		require.Equal(t, "pay 3", b.values()[5], "alone")
+		settled(reserve.Joins)
+		require.Equal(t, "stock 3", b.values()[6])
 		settled(time.Second)
 		requireNothingWaits(t, l, r)
 	})
+}
+
+func count(values []string, value string) (n int) {
+	for _, v := range values {
+		if v == value {
+			n++
+		}
+	}
+	return n
 }
 
 func TestWindowsComeSoonerWhenSomebodyWaits(t *testing.T) {

@@ -41,6 +41,7 @@ type Relay struct {
 	// What writers have announced, by the message's id, until the log meets it.
 	handovers map[uuid.UUID]*handover
 	leaving   [numLines]leaving
+	opening   arrivals
 }
 
 // New makes a relay; Run runs it. observer may be nil.

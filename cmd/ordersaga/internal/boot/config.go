@@ -146,7 +146,7 @@ type Consumers struct {
 	MaxBatch        int           `koanf:"max_batch" doc:"records of a group in one transaction"`
 	PaymentInflight int           `koanf:"payment_batches" doc:"batches of payments at a time"`
 	Early           bool          `koanf:"early" doc:"act on what was committed in this process while it is on its way through Kafka"`
-	Gather          time.Duration `koanf:"gather" doc:"how long orders wait, at most, to go on to payment together: less CPU, more latency; 0: not at all"`
+	Gather          time.Duration `koanf:"gather" doc:"how long orders wait, at most, to go on to payment together where they come often: less CPU, more latency; 0: not at all"`
 }
 
 // Retention is how long what is no longer needed stays.
@@ -373,7 +373,7 @@ func (c *Config) check() error {
 		}
 	}
 	if c.Consumers.Gather < 0 || c.Consumers.Gather > time.Second {
-		bad("consumers.gather: 0 to 1s, not %s; 10ms spares much, more spares little", c.Consumers.Gather)
+		bad("consumers.gather: 0 to 1s, not %s; 10ms spares most of what there is to spare", c.Consumers.Gather)
 	}
 	if n := c.Database.Operators; n == 1 { // maintenance holds a lock on one and works on another (F23)
 		bad("database.operator_conns: at least 2, not %d", n)

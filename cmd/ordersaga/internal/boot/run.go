@@ -133,6 +133,7 @@ func (a *App) batchStage() stage {
 func (a *App) workStage(ctx context.Context) (stage, error) {
 	var st stage
 	var retried []consumers.Retried
+	groups := map[events.Group]*consumers.Group[tx]{}
 	a.readers = map[events.Topic]*kafka.Source{}
 	db := a.db.For(postgres.Consumers)
 	var calls *steps.GatewayCalls[tx]
@@ -170,9 +171,10 @@ func (a *App) workStage(ctx context.Context) (stage, error) {
 		if topic != events.TopicCommands && topic != events.TopicCompensation { // those come from outside, or have two groups and no hurry
 			a.readers[topic] = src
 		}
-		retried = append(retried, g)
+		retried, groups[spec.group] = append(retried, g), g
 		st = append(st, task{"group " + string(spec.group), func(ctx context.Context) error { return src.Run(ctx, g.Handle) }})
 	}
+	a.follow(groups)
 	if len(retried) > 0 {
 		lags := map[events.Group][]events.Topic{}
 		for _, g := range retried {
@@ -197,6 +199,19 @@ func (a *App) workStage(ctx context.Context) (stage, error) {
 		}})
 	}
 	return st, nil
+}
+
+// follow has the coordinator handle the participants' replies in the transactions that emit them.
+func (a *App) follow(groups map[events.Group]*consumers.Group[tx]) {
+	coord := groups[events.GroupCoordinator]
+	if coord == nil || !a.cfg.Consumers.Early {
+		return
+	}
+	for _, g := range groups {
+		if g != coord && g.Name() != events.GroupOrderCommands { // whose orders have only begun
+			g.FollowedBy(coord, a.readers[events.TopicReplies])
+		}
+	}
 }
 
 // formerTiers are a group's retry topics of delays that are configured no more. They are read like the others: retry.delays may change
@@ -234,7 +249,7 @@ func (a *App) relayStage() (stage, error) {
 	}
 	a.closers = append(a.closers, p.Close)
 	name, log := a.cfg.Kafka.InstanceID, postgres.NewOutboxLog(a.db)
-	cfg := outbox.Config{Name: name, OpenEvery: a.cfg.Consumers.Gather, Awaited: a.awaited}
+	cfg := outbox.Config{Name: name, OpenWithin: a.cfg.Consumers.Gather, Awaited: a.awaited}
 	if a.cfg.Consumers.Early {
 		cfg.Offer = a.offer
 	}
