@@ -145,7 +145,7 @@ type Intake struct {
 type Consumers struct {
 	MaxBatch        int           `koanf:"max_batch" doc:"records of a group in one transaction"`
 	PaymentInflight int           `koanf:"payment_batches" doc:"batches of payments at a time"`
-	Early           bool          `koanf:"early" doc:"act on what was committed in this process while it is on its way through Kafka"`
+	Early           bool          `koanf:"early" doc:"act on what was committed in this process while it is on its way through Kafka, and on replies in the transactions that emit them"`
 	Gather          time.Duration `koanf:"gather" doc:"how long orders wait, at most, to go on to payment together where they come often: less CPU, more latency; 0: not at all"`
 }
 
